@@ -1,0 +1,44 @@
+# make test ARGS="--db sqlite -k scope"    make demo URL=sqlite:///flights.db
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+.PHONY: demo test lint types bench sync servers clean
+
+demo: $(VENV)/.flights
+	@$(BIN)/python -m examples.flights $(URL:%=--url %)
+
+test: servers
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
+
+lint: $(VENV)/.ready
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/python tools/sync_tests.py --check
+
+types: $(VENV)/.ready
+	@$(BIN)/mypy
+
+bench: servers
+	@$(BIN)/python -m bench $(ARGS)
+
+# The sync half of tests/behaviour, from the async half.
+sync: $(VENV)/.ready
+	@$(BIN)/python tools/sync_tests.py
+
+servers: $(VENV)/.ready
+	@sh tools/setup.sh servers
+
+clean:
+	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis \
+		.mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready: pyproject.toml
+	@sh tools/setup.sh venv
+	@touch $@
+
+$(VENV)/.flights: $(VENV)/.ready
+	@sh tools/setup.sh flights
+	@touch $@

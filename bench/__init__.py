@@ -1,0 +1,3 @@
+"""
+Measurements against code written by hand; they are run, not installed.
+"""

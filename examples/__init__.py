@@ -1,0 +1,3 @@
+"""
+Programs that use the library; they are run, not installed.
+"""

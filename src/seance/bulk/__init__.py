@@ -1,0 +1,514 @@
+"""
+Bulks: values and references collected, resolved together, written as one.
+
+:class:`Bulk` holds what was collected and does everything on a sync session;
+the two public classes differ in whether one waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import inspect
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import Session
+
+from ..context import SESSION_BULK_CONTEXT, restore
+from ..errors import ResolutionError, SessionError
+from ..keys import identifiers
+from ..references import (
+    Proxy,
+    Registry,
+    is_resolved,
+    shape_of,
+    target_of,
+)
+from ..resources import Spec, entity_of
+from . import _run, _values
+from ._collector import paused
+from ._load import Commit, LoadMissing, Progress, Source, load
+from ._plan import BATCH
+from ._report import BulkReport, Failure, LoadReport, Reject, Resolution
+from ._run import Strategy
+from ._values import OnConflict, OnDuplicate
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = [
+    "AsyncSessionBulk",
+    "Bulk",
+    "BulkEntry",
+    "BulkReport",
+    "Failure",
+    "LoadReport",
+    "Reject",
+    "Resolution",
+    "SessionBulk",
+]
+
+T = TypeVar("T")
+Scope = Literal["all", "references", "values"]
+
+
+@dataclass(slots=True, eq=False)
+class BulkEntry:
+    """One thing a bulk holds: a reference (a proxy) or a value."""
+
+    instance: Any
+    is_reference: bool
+    entity: type[Any]
+    is_resolved: bool
+
+
+class Bulk:
+    """What a bulk holds, and what it does; see :class:`SessionBulk`."""
+
+    def __init__(self, session: Any, *, proxy_reference: bool = True) -> None:
+        if not proxy_reference:
+            raise SessionError(
+                "proxy_reference=False is not supported; references are proxies"
+            )
+        self.session = session
+        self.proxy_reference = proxy_reference
+        self._registry = Registry()
+        self._values: list[_values.Value] = []
+        self._models: list[BaseModel] = []
+        self._hydrated: set[int] = set()
+        self._previous: list[Any] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__}: {len(self._registry)} references, "
+            f"{len(self._values)} values>"
+        )
+
+    def add(self, instance: Any, *, is_reference: bool = False) -> None:
+        """
+        Take in a value or references; no I/O.
+
+        Args:
+            instance: A mapped instance or a ``Spec`` (values), a proxy, or any
+                Pydantic model: the references it holds.
+            is_reference: Take a mapped instance as a reference to the row it is.
+
+        Raises:
+            SessionError: Anything else.
+        """
+        if type(instance) is Proxy:
+            self._registry.adopt(instance)
+        elif isinstance(instance, BaseModel):
+            self._models.append(instance)
+            for _, proxy in _proxies_in(instance):
+                self._registry.adopt(proxy)
+            if isinstance(instance, Spec):
+                self._add_value(instance, entity_of(type(instance)))
+        elif not _is_mapped(instance):
+            raise SessionError(
+                f"a bulk takes mapped instances, proxies and Pydantic models, "
+                f"not {instance!r}"
+            )
+        elif is_reference:
+            self._registry.adopt(_values.reference_to(instance))
+        else:
+            self._add_value(instance, type(instance))
+
+    def _add_value(self, given: Any, entity: type[Any]) -> None:
+        if not any(value.given is given for value in self._values):
+            self._values.append(_values.Value(given, entity))
+
+    def entries(self) -> Iterator[BulkEntry]:
+        """Give everything the bulk holds: references, then values, as they came."""
+        for proxy in self._registry:
+            entity = shape_of(proxy).entity
+            yield BulkEntry(proxy, True, entity, is_resolved(proxy))
+        for value in self._values:
+            yield BulkEntry(
+                value.given if value.instance is None else value.instance,
+                False,
+                value.entity,
+                value.is_row,
+            )
+
+    def get(
+        self,
+        entity: type[T],
+        *,
+        resolved: bool | None = None,
+        scope: Scope = "all",
+    ) -> list[T]:
+        """
+        List what the bulk holds of a mapped class and its subclasses.
+
+        In the order they were added. A resolved reference is given as the
+        session's instance, an unresolved one as its proxy.
+        """
+        _check(scope, "scope", ("all", "references", "values"))
+        found = []
+        for entry in self.entries():
+            if not issubclass(entry.entity, entity):
+                continue
+            if scope != "all" and entry.is_reference != (scope == "references"):
+                continue
+            if resolved is not None and entry.is_resolved != resolved:
+                continue
+            found.append(
+                target_of(entry.instance)
+                if entry.is_reference and entry.is_resolved
+                else entry.instance
+            )
+        return found
+
+    @property
+    def resolved(self) -> dict[type[Any], list[BulkEntry]]:
+        """The entries that are known to be rows, by entity."""
+        return self._by_entity(resolved=True)
+
+    @property
+    def unresolved(self) -> dict[type[Any], list[BulkEntry]]:
+        """The entries that are not known to be rows, by entity."""
+        return self._by_entity(resolved=False)
+
+    def _by_entity(self, *, resolved: bool) -> dict[type[Any], list[BulkEntry]]:
+        found: dict[type[Any], list[BulkEntry]] = {}
+        for entry in self.entries():
+            if entry.is_resolved is resolved:
+                found.setdefault(entry.entity, []).append(entry)
+        return found
+
+    def _enter(self) -> None:
+        self._previous.append(SESSION_BULK_CONTEXT.get())
+        SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # always one of the two below
+
+    def _leave(self) -> None:
+        restore(SESSION_BULK_CONTEXT, self, self._previous.pop())
+
+    def _resolve(
+        self,
+        session: Session,
+        raise_errors: bool,
+        scope: Scope,
+        strategy: Strategy,
+        batch_size: int | None,
+    ) -> Resolution:
+        _check(scope, "scope", ("all", "references", "values"))
+        _check(strategy, "strategy", ("bind", "hydrate"))
+        resolved = 0
+        failures: list[Failure] = []
+        bound = 0
+        if scope != "values":
+            wanted = [
+                proxy
+                for proxy in self._registry
+                if not is_resolved(proxy)
+                or (strategy == "hydrate" and id(proxy) not in self._hydrated)
+            ]
+            local = _values.index(self._values, {shape_of(p) for p in wanted})
+            with paused():
+                record, resolved, unfound = _run.resolve(
+                    session,
+                    wanted,
+                    strategy=strategy,
+                    known=local,
+                    size=batch_size or BATCH,
+                )
+            failures = [_run.failure(u, self._locate(u[0])) for u in unfound]
+            if failures and raise_errors:
+                raise ResolutionError(failures)
+            record()
+            if strategy == "hydrate":
+                self._hydrated.update(id(p) for p in wanted if is_resolved(p))
+        if scope != "references":
+            bound, missing = _values.bind(session, self._values, strategy)
+            if scope == "values" and missing and raise_errors:
+                raise ResolutionError(missing)
+        return Resolution(resolved, len(failures), bound, tuple(failures))
+
+    def _locate(self, proxy: Proxy) -> list[tuple[int | str, ...]]:
+        return [
+            (number, *loc) if len(self._models) > 1 else loc
+            for number, model in enumerate(self._models)
+            for loc, held in _proxies_in(model)
+            if held is proxy or held == proxy
+        ]
+
+    def _flush(
+        self,
+        session: Session,
+        on_conflict: OnConflict,
+        update_fields: Iterable[str] | None,
+        on_duplicate: OnDuplicate,
+    ) -> BulkReport:
+        _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
+        _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        return _values.flush(
+            session,
+            self._values,
+            on_conflict=on_conflict,
+            update_fields=update_fields,
+            on_duplicate=on_duplicate,
+        )
+
+    def _rollback(self, session: Session) -> None:
+        for value in self._values:
+            value.forget()
+        session.rollback()
+
+
+class SessionBulk(Bulk):
+    """
+    Values and references, resolved in few statements and written together.
+
+    ``with session.bulk() as bulk:`` makes it current: what Pydantic validates
+    inside registers its references here.
+
+    Args:
+        session: Where rows are looked up and written.
+        proxy_reference: References are proxies; the only form there is so far.
+    """
+
+    session: Session
+
+    def __init__(self, session: Session, *, proxy_reference: bool = True) -> None:
+        super().__init__(session, proxy_reference=proxy_reference)
+
+    def __enter__(self) -> Self:
+        self._enter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def resolve(
+        self,
+        *,
+        raise_errors: bool = True,
+        scope: Scope = "all",
+        strategy: Strategy = "bind",
+        batch_size: int | None = None,
+    ) -> Resolution:
+        """
+        Look up the rows that references name, and the rows values have already.
+
+        One statement for each ``batch_size`` keys (10 000) of an entity and key
+        shape; reads only, never flushes.
+
+        Args:
+            raise_errors: Without it, what is not found stays unresolved.
+            scope: References, values or both.
+            strategy: ``"bind"`` learns identities, ``"hydrate"`` loads the rows.
+
+        Raises:
+            ResolutionError: With every failure; nothing was changed.
+        """
+        return self._resolve(self.session, raise_errors, scope, strategy, batch_size)
+
+    def flush(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """
+        Write the values.
+
+        Args:
+            on_conflict: What to do where a row has the value's identifier.
+            update_fields: The attributes an update may change; all set ones if
+                not given.
+            on_duplicate: What to do with two values for one identifier.
+
+        Raises:
+            UnresolvedReferenceError: A value holds a reference not resolved.
+            ResolutionError: Two values have one identifier.
+        """
+        return self._flush(self.session, on_conflict, update_fields, on_duplicate)
+
+    def commit(self, **options: Any) -> BulkReport:
+        """
+        :meth:`flush`, then commit the session; on an error, roll it back.
+        """
+        try:
+            report = self.flush(**options)
+            self.session.commit()
+        except BaseException:
+            self.rollback()
+            raise
+        return report
+
+    def rollback(self) -> None:
+        """Roll the session back; values are new again."""
+        self._rollback(self.session)
+
+    def load(
+        self,
+        source: Source,
+        into: type[Any],
+        *,
+        on_missing: LoadMissing = "reject",
+        on_conflict: OnConflict = "raise",
+        batch_size: int = 10_000,
+        commit: Commit = "once",
+        max_errors: int | None = 0,
+        rejects: str | PathLike[str] | Any = None,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+        null: Iterable[str] = ("",),
+        format: str | None = None,
+    ) -> LoadReport:
+        """
+        Load rows: validate each, resolve its references, write it.
+
+        Memory is bounded by *batch_size*, whatever the length of the source.
+        Ends the session's transaction: commits it (*commit* ``"once"``: at the
+        end, ``"batch"``: after each batch) or rolls it back.
+
+        Args:
+            source: A path to CSV or JSON Lines (``.gz`` too), an open file, or
+                an iterable of mappings.
+            into: A ``Spec`` of the mapped class to write to.
+            on_missing: A row whose reference names nothing is rejected, or
+                written with NULL there if the column allows it.
+            on_conflict: What to do where a row has the same identifier.
+            batch_size: Rows for each statement.
+            max_errors: Rejected rows that are tolerated; ``None``: any number.
+            rejects: Path (or open text file) that gets rejected rows as JSON
+                Lines.
+            progress: Called after each batch with the report so far.
+            dry_run: Do everything, then roll back.
+            null: Texts of a CSV file that mean NULL.
+            format: ``"csv"`` or ``"jsonl"``, where a path does not say.
+
+        Raises:
+            LoadError: The source or the model cannot be used.
+            RejectedRowsError: More than *max_errors* rows were rejected.
+            DatabaseError: The database failed; a note says how far it got.
+        """
+        return load(
+            self.session,
+            source,
+            into,
+            on_missing=on_missing,
+            on_conflict=on_conflict,
+            batch_size=batch_size,
+            commit=commit,
+            max_errors=max_errors,
+            rejects=rejects,
+            progress=progress,
+            dry_run=dry_run,
+            null=null,
+            format=format,
+        )
+
+
+class AsyncSessionBulk(Bulk):
+    """Async :class:`SessionBulk`."""
+
+    session: AsyncSession
+
+    def __init__(self, session: AsyncSession, *, proxy_reference: bool = True) -> None:
+        super().__init__(session, proxy_reference=proxy_reference)
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    async def resolve(
+        self,
+        *,
+        raise_errors: bool = True,
+        scope: Scope = "all",
+        strategy: Strategy = "bind",
+        batch_size: int | None = None,
+    ) -> Resolution:
+        """Async :meth:`SessionBulk.resolve`."""
+        return await self.session.run_sync(
+            self._resolve, raise_errors, scope, strategy, batch_size
+        )
+
+    async def flush(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """Async :meth:`SessionBulk.flush`."""
+        return await self.session.run_sync(
+            self._flush, on_conflict, update_fields, on_duplicate
+        )
+
+    async def commit(self, **options: Any) -> BulkReport:
+        """Async :meth:`SessionBulk.commit`."""
+        try:
+            report = await self.flush(**options)
+            await self.session.commit()
+        except BaseException:
+            await self.rollback()
+            raise
+        return report
+
+    async def rollback(self) -> None:
+        """Async :meth:`SessionBulk.rollback`."""
+        await self.session.run_sync(self._rollback)
+
+    async def load(self, source: Source, into: type[Any], **options: Any) -> LoadReport:
+        """
+        Async :meth:`SessionBulk.load`.
+
+        The event loop runs between statements; reading and validating a batch
+        keeps it busy.
+        """
+        return await self.session.run_sync(load, source, into, **options)
+
+
+def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        options = ", ".join(map(repr, allowed))
+        raise SessionError(f"{name} is one of {options}, not {given!r}")
+
+
+def _is_mapped(instance: Any) -> bool:
+    try:
+        identifiers(type(instance))
+        inspect(instance)
+    except (NoInspectionAvailable, ValueError):
+        return False
+    return True
+
+
+def _proxies_in(
+    value: Any, loc: tuple[int | str, ...] = ()
+) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
+    """Give the proxies a payload holds, and where."""
+    if type(value) is Proxy:
+        yield loc, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _proxies_in(value.__dict__.get(name), (*loc, name))
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _proxies_in(item, (*loc, name))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for position, item in enumerate(value):
+            yield from _proxies_in(item, (*loc, position))

@@ -1,0 +1,195 @@
+"""What a bulk tells about what it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import describe_key
+
+Reason = Literal["missing", "ambiguous", "null", "denied"]
+Status = Literal["created", "updated", "unchanged", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reference that could not be resolved, and why."""
+
+    entity: type[Any]
+    key: Mapping[str, Any]
+    reason: Reason
+    #: Where the payloads given to ``bulk.add`` hold it, as Pydantic's ``loc``.
+    locations: tuple[tuple[int | str, ...], ...] = ()
+    #: The identities of the rows that answer to it, if there are several.
+    rows: tuple[tuple[Any, ...], ...] = ()
+
+    def __str__(self) -> str:
+        name = f"{self.entity.__name__}({describe_key(self.key)})"
+        if self.reason == "ambiguous":
+            return (
+                f"{name} names {len(self.rows)} rows: {', '.join(map(str, self.rows))}"
+            )
+        return f"{name} is {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What one ``resolve`` did: counts of references and values, not of rows."""
+
+    resolved: int
+    unresolved: int
+    #: Values of the bulk that turned out to be rows already.
+    values: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(slots=True)
+class BulkReport:
+    """What one ``flush`` did with each value, in the order they were added."""
+
+    statuses: list[Status] = field(default_factory=list)
+
+    def count(self, status: Status) -> int:
+        """Give how many values ended with *status*."""
+        return self.statuses.count(status)
+
+    @property
+    def created(self) -> int:
+        """Values that became new rows."""
+        return self.count("created")
+
+    @property
+    def updated(self) -> int:
+        """Values whose row was changed."""
+        return self.count("updated")
+
+    @property
+    def unchanged(self) -> int:
+        """Values whose row said the same already."""
+        return self.count("unchanged")
+
+    @property
+    def skipped(self) -> int:
+        """Values left out because their row exists."""
+        return self.count("skipped")
+
+
+@dataclass(slots=True)
+class ReferenceCount:
+    """How the references of one load to one entity went, in occurrences."""
+
+    resolved: int = 0
+    missing: int = 0
+    #: Each missing key and how many rows named it; at most ``MOST_KEYS`` keys.
+    missing_keys: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+
+    #: More distinct missing keys are counted, but no longer named one by one.
+    MOST_KEYS = 100_000
+
+    def miss(self, key: tuple[Any, ...]) -> None:
+        """Count one row that names *key*, which is not there."""
+        self.missing += 1
+        if key in self.missing_keys or len(self.missing_keys) < self.MOST_KEYS:
+            self.missing_keys[key] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row of a source that was not written."""
+
+    line: int
+    field: str
+    reason: str
+    message: str
+    row: Any
+    #: Further things wrong with the same row.
+    more: tuple[tuple[str, str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what goes to the rejects file."""
+        found: dict[str, Any] = {
+            "line": self.line,
+            "field": self.field,
+            "reason": self.reason,
+            "message": self.message,
+            "row": self.row,
+        }
+        if self.more:
+            names = ("field", "reason", "message")
+            found["more"] = [dict(zip(names, each, strict=True)) for each in self.more]
+        return found
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """
+    What a load did.
+
+    ``rows`` is always ``created + updated + unchanged + skipped + rejected``.
+    Until ``committed`` the counts say what would be kept.
+    """
+
+    into: str = ""
+    rows: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    rejected: int = 0
+    #: By the name of the entity referred to.
+    references: dict[str, ReferenceCount] = field(default_factory=dict)
+    #: Seconds spent in each of read, resolve, write and commit; reading
+    #: includes validating.
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: Position in the source and its size, in bytes as stored; 0 if unknown.
+    bytes_read: int = 0
+    bytes_total: int = 0
+    committed: bool = False
+    #: Rows of the source that are in committed batches and were not rejected.
+    kept: int = 0
+    dry_run: bool = False
+    #: The first rejected rows; the rejects file has all.
+    rejects: list[Reject] = field(default_factory=list)
+
+    #: How many rejected rows are kept here.
+    MOST_REJECTS = 100
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds from the first row to the end."""
+        return sum(self.seconds.values())
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows read for each second."""
+        return self.rows / self.total_seconds if self.total_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the counts as plain values, for JSON."""
+        return {
+            "into": self.into,
+            "rows": self.rows,
+            "created": self.created,
+            "updated": self.updated,
+            "unchanged": self.unchanged,
+            "skipped": self.skipped,
+            "rejected": self.rejected,
+            "references": {
+                name: {
+                    "resolved": count.resolved,
+                    "missing": count.missing,
+                    "missing_keys": len(count.missing_keys),
+                }
+                for name, count in self.references.items()
+            },
+            "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
+            "rows_per_second": round(self.rows_per_second),
+            "committed": self.committed,
+            "kept": self.kept,
+            "dry_run": self.dry_run,
+        }

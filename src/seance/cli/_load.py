@@ -1,0 +1,103 @@
+"""Doing what ``seance load`` was asked for, in sync or async code as the URL asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import inspect, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from seance import Database, LoadReport, RoutingError, Session, SessionBulk
+
+from ._mistake import Mistake, one_line
+from ._model import tables_of
+
+
+@dataclass(slots=True)
+class Job:
+    """
+    One load: what was asked for.
+
+    Attributes:
+        source: A path or an open file.
+        options: What goes to ``bulk.load()`` as it is.
+    """
+
+    source: Any
+    into: type[Any]
+    url: str
+    create_tables: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> LoadReport:
+        """
+        Load, in one scope of one database.
+
+        Raises:
+            Mistake: It could not begin.
+            LoadError: The source cannot be used, or has too many bad rows.
+            sqlalchemy.exc.SQLAlchemyError: The database failed midway.
+        """
+        if isinstance(self.source, Path) and not self.source.exists():
+            raise Mistake(f"there is no file {str(self.source)!r}")
+        try:
+            db = Database(self.url)
+            is_async = db.is_async
+        except RoutingError as error:
+            raise Mistake(f"--url: {error}") from error
+        if is_async:
+            return asyncio.run(self._run_async(db))
+        with db, db.session_manager() as session:
+            return self._load(session)
+
+    async def _run_async(self, db: Database) -> LoadReport:
+        async with db, db.async_session_manager() as session:
+            return await session.run_sync(self._load)
+
+    def _load(self, session: Any) -> LoadReport:
+        self._check_tables(session)
+        bulk: SessionBulk = session.bulk()
+        return bulk.load(self.source, self.into, **self.options)
+
+    def _check_tables(self, session: Session) -> None:
+        """Connect; create what is missing, in the transaction of the load, or say so."""
+        try:
+            connection = session.connection()
+        except Exception as error:  # Each driver has its own ways to fail here.
+            raise Mistake(f"--url: {_unreachable(self.url, error)}") from error
+        tables = tables_of(self.into)
+        if self.create_tables:
+            try:
+                tables[0].metadata.create_all(connection)
+            except SQLAlchemyError as error:
+                raise Mistake(
+                    f"the tables could not be created: {one_line(error)}"
+                ) from error
+            return
+        there = inspect(connection)
+        missing = [
+            table.fullname
+            for table in tables
+            if not there.has_table(table.name, schema=table.schema)
+        ]
+        if missing:
+            raise Mistake(
+                f"{described(self.url)} has no table {', '.join(sorted(missing))}; "
+                f"create what is missing with --create-tables"
+            )
+        session.rollback()
+
+
+def described(url: str) -> str:
+    """Name a database without password, and without options: one may be in them."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    if isinstance(error, RoutingError):
+        return str(error)
+    return f"cannot open {described(url)}: {one_line(error)}"

@@ -1,0 +1,172 @@
+"""
+Every exception seance raises.
+
+::
+
+    SeanceError
+    ├── SessionError (RuntimeError)             a scope or a session was used wrongly
+    │   └── ConcurrentUseError
+    ├── UnresolvedReferenceError (LookupError)  a reference was read before it was resolved
+    ├── RoutingError (UnboundExecutionError)    no engine could be chosen
+    ├── LoadError (ValueError)                  a source cannot be loaded
+    │   └── RejectedRowsError                   more rows were bad than the caller allows
+    └── DatabaseError (SQLAlchemyError)         the database said no
+        └── ResolutionError                     references that name no row, or more than one
+
+A database error keeps its own class: what :func:`wrap` returns is a
+:class:`DatabaseError` *and* an instance of the class SQLAlchemy raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import exc
+
+if TYPE_CHECKING:
+    from .bulk._report import LoadReport
+
+
+class SeanceError(Exception):
+    """Base of all errors raised by seance."""
+
+    #: Whether running the same unit of work again may succeed.
+    retryable: ClassVar[bool] = False
+
+
+class SessionError(SeanceError, RuntimeError):
+    """A scope or a session was opened, joined or ended in a way that cannot work."""
+
+
+class ConcurrentUseError(SessionError):
+    """One session was used by two tasks or threads at the same time."""
+
+
+class UnresolvedReferenceError(SeanceError, LookupError):
+    """A reference was read, or about to be written, before it was resolved."""
+
+    def __init__(self, entity: type[Any], key: Mapping[str, Any], wanted: str) -> None:
+        self.entity = entity
+        self.key = dict(key)
+        self.wanted = wanted
+        super().__init__(
+            f"{entity.__name__}({describe_key(self.key)}) is not resolved, so its "
+            f"{wanted} cannot be read; call bulk.resolve() first"
+        )
+
+
+class RoutingError(SeanceError, exc.UnboundExecutionError):
+    """No engine could be chosen, or a router named one that is not there."""
+
+
+class UnknownAliasError(RoutingError, LookupError):
+    """An alias names no database of the manager."""
+
+    def __init__(self, alias: object, known: Collection[str], *, by: str = "") -> None:
+        self.alias = alias
+        self.known = tuple(known)
+        names = ", ".join(map(repr, self.known)) or "none"
+        super().__init__(
+            f"no database {alias!r}{f' (named by {by})' if by else ''}; known: {names}"
+        )
+
+    __str__ = Exception.__str__
+
+
+class LoadError(SeanceError, ValueError):
+    """A source, or the model it is loaded into, cannot be used at all."""
+
+
+class RejectedRowsError(LoadError):
+    """More rows were rejected than the caller allows; the transaction was undone."""
+
+    def __init__(self, report: LoadReport, max_errors: int) -> None:
+        self.report = report
+        self.max_errors = max_errors
+        first = report.rejects[0] if report.rejects else None
+        where = f"; first at line {first.line}: {first}" if first else ""
+        # With commit="batch" earlier batches are there to stay.
+        kept = f"only {report.kept} were" if report.kept else "nothing was"
+        super().__init__(
+            f"{report.rejected} of {report.rows} rows were rejected and "
+            f"max_errors is {max_errors}, so {kept} written{where}"
+        )
+
+
+class DatabaseError(SeanceError, exc.SQLAlchemyError):
+    """
+    The database, its driver or SQLAlchemy refused.
+
+    When it stands for an error of theirs it is also an instance of that
+    error's class, with the same attributes, and has it as ``__cause__``.
+    """
+
+    #: The error this one stands for, if there is one.
+    original: exc.SQLAlchemyError | None = None
+
+
+class ResolutionError(DatabaseError):
+    """
+    References that could not be resolved: all of them, not only the first.
+
+    Attributes:
+        failures: One :class:`Failure <seance.bulk.Failure>` for each reference.
+    """
+
+    def __init__(self, failures: Sequence[Any]) -> None:
+        self.failures = tuple(failures)
+        shown = "; ".join(str(failure) for failure in self.failures[:5])
+        more = len(self.failures) - 5
+        super().__init__(
+            f"{len(self.failures)} "
+            f"{'reference' if len(self.failures) == 1 else 'references'} "
+            f"could not be resolved: {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Give the failures in the shape of ``pydantic.ValidationError.errors()``."""
+        return [
+            {
+                "type": f"reference_{failure.reason}",
+                "loc": loc,
+                "msg": str(failure),
+                "input": dict(failure.key),
+            }
+            for failure in self.failures
+            for loc in (failure.locations or ((),))
+        ]
+
+
+def describe_key(key: Mapping[str, Any]) -> str:
+    """Write a key as ``name=value`` pairs."""
+    return ", ".join(f"{name}={value!r}" for name, value in key.items())
+
+
+_combined: dict[type[exc.SQLAlchemyError], type[DatabaseError]] = {}
+
+
+def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
+    """
+    Give *error* as a :class:`DatabaseError` that is also of the class of *error*.
+
+    The caller raises it ``from`` the original.
+    """
+    if isinstance(error, DatabaseError):
+        return error
+    cls = _combined.get(type(error))
+    if cls is None:
+        cls = _combined[type(error)] = type(
+            type(error).__name__,
+            (DatabaseError, type(error)),
+            {"__module__": type(error).__module__, "__reduce__": _reduce},
+        )
+    wrapped = cls.__new__(cls, *error.args)
+    wrapped.__dict__.update(error.__dict__)
+    wrapped.args = error.args
+    wrapped.original = error
+    return wrapped
+
+
+def _reduce(self: DatabaseError) -> tuple[Any, ...]:
+    return wrap, (self.original,)

@@ -1,0 +1,650 @@
+"""
+References: naming a row by its key in a Pydantic model.
+
+``Ref[Airline]`` is ``Airline`` to a type checker; to Pydantic it accepts a key
+and gives a :class:`Proxy`, which stands for the row until
+:meth:`~seance.SessionBulk.resolve` has found it and delegates to it from then
+on. Validated inside a bulk, equal keys give one and the same proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from sqlalchemy import inspect
+from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
+
+from .context import SESSION_BULK_CONTEXT
+from .errors import UnresolvedReferenceError
+from .keys import Identifiers, Part, Shape, identifiers
+
+T = TypeVar("T")
+
+_get = object.__getattribute__
+_set = object.__setattr__
+
+
+class Proxy:
+    """
+    Stands for the row a reference names.
+
+    Before it is resolved only the attributes of its key can be read; anything
+    else raises :exc:`UnresolvedReferenceError`. Afterwards it delegates to the
+    session's instance for that row: attributes, equality, hash, ``isinstance``
+    and SQLAlchemy's ``inspect()``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_seance_row",
+        "_seance_session",
+        "_seance_shape",
+        "_seance_target",
+        "_seance_values",
+    )
+
+    # A row is what a look-up fetched: primary key first, then what dependents need.
+    _seance_row: tuple[Any, ...] | None
+    _seance_session: Session | None
+    _seance_shape: Shape
+    _seance_target: Any
+    _seance_values: tuple[Any, ...]
+
+    def __init__(self, shape: Shape, values: tuple[Any, ...]) -> None:
+        _set(self, "_seance_shape", shape)
+        _set(self, "_seance_values", values)
+        _set(self, "_seance_row", None)
+        _set(self, "_seance_target", None)
+        _set(self, "_seance_session", None)
+
+    def __getattr__(self, name: str) -> Any:
+        shape = self._seance_shape
+        if self._seance_row is None and self._seance_target is None:
+            if name in shape.names:
+                return self._seance_values[shape.names.index(name)]
+            raise UnresolvedReferenceError(shape.entity, key_of(self), repr(name))
+        try:
+            return getattr(target_of(self), name)
+        except MissingGreenlet as error:
+            raise UnresolvedReferenceError(
+                shape.entity, key_of(self), f"{name!r} (bound, not loaded)"
+            ).with_traceback(None) from _hydrate_hint(error)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(target_of(self, f"{name!r}"), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(target_of(self, f"{name!r}"), name)
+
+    @property  # type: ignore[misc]  # isinstance() asks __class__, as for a mock
+    def __class__(self) -> type[Any]:
+        if self._seance_target is not None:
+            return type(self._seance_target)
+        return self._seance_shape.entity
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is Proxy:
+            if not is_resolved(self) or not is_resolved(other):
+                return (
+                    not is_resolved(self)
+                    and not is_resolved(other)
+                    and self._seance_shape is other._seance_shape
+                    and self._seance_values == other._seance_values
+                )
+            other = target_of(other)
+        return is_resolved(self) and bool(target_of(self) == other)
+
+    def __hash__(self) -> int:
+        return hash(target_of(self, "hash"))
+
+    def __repr__(self) -> str:
+        if is_resolved(self):
+            return repr(target_of(self))
+        key = ", ".join(f"{k}={v!r}" for k, v in key_of(self).items())
+        return f"<{self._seance_shape.entity.__name__}({key}), not resolved>"
+
+    def __str__(self) -> str:
+        return str(target_of(self)) if is_resolved(self) else repr(self)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._seance_target or self._seance_shape.entity)
+
+    def __copy__(self) -> Proxy:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Proxy:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (target_of(self, "pickle"),)
+
+
+# Proxy.__setattr__ delegates; these reach the slots, and faster.
+_set_row = Proxy.__dict__["_seance_row"].__set__
+_set_session = Proxy.__dict__["_seance_session"].__set__
+
+
+def _itself(instance: T) -> T:
+    return instance
+
+
+def _hydrate_hint(error: Exception) -> Exception:
+    error.add_note('bind loads the identity only; use bulk.resolve(strategy="hydrate")')
+    return error
+
+
+def is_resolved(proxy: Proxy) -> bool:
+    """Whether the row *proxy* stands for is known."""
+    return proxy._seance_row is not None or proxy._seance_target is not None
+
+
+def shape_of(proxy: Proxy) -> Shape:
+    """Give the key shape that *proxy* was made with."""
+    return proxy._seance_shape
+
+
+def key_of(proxy: Proxy) -> dict[str, Any]:
+    """Give the key of *proxy* by attribute name."""
+    return dict(zip(proxy._seance_shape.names, proxy._seance_values, strict=True))
+
+
+def target_of(proxy: Proxy, wanted: str = "row") -> Any:
+    """
+    Give the instance *proxy* stands for; no I/O.
+
+    Raises:
+        UnresolvedReferenceError: It is not resolved.
+    """
+    target = proxy._seance_target
+    if target is None:
+        row = proxy._seance_row
+        shape = proxy._seance_shape
+        if row is None:
+            raise UnresolvedReferenceError(shape.entity, key_of(proxy), wanted)
+        # Made on first use: most references of a bulk only lend their key, and
+        # a mapped instance costs more than the look-up did.
+        mapper = identifiers(shape.mapper).mapper_for(row)
+        identity = row[: len(shape.primary_key)]
+        target = instance_for(mapper, identity, proxy._seance_session)
+        _set(proxy, "_seance_target", target)
+    return target
+
+
+def settle(
+    proxies: Sequence[Proxy],
+    rows: Sequence[tuple[Any, ...] | None],
+    session: Session | None,
+) -> None:
+    """Record the row each proxy stands for; its instance lives in *session*."""
+    for proxy, row in zip(proxies, rows, strict=True):
+        if row is not None:
+            _set_row(proxy, row)
+            _set_session(proxy, session)
+
+
+def settle_instance(proxy: Proxy, row: tuple[Any, ...] | None, instance: Any) -> None:
+    """Record the very instance that *proxy* stands for."""
+    if row is not None:
+        _set(proxy, "_seance_row", row)
+    _set(proxy, "_seance_target", instance)
+
+
+def instance_for(
+    mapper: Mapper[Any], identity: tuple[Any, ...], session: Session | None
+) -> Any:
+    """Give the session's instance of a row, made with its identity only if new."""
+    key = mapper.identity_key_from_primary_key(identity)
+    if session is not None:
+        present = session.identity_map.get(key)
+        if present is not None:
+            return present
+    instance = mapper.class_manager.new_instance()
+    state = inspect(instance)
+    for column, value in zip(mapper.primary_key, identity, strict=True):
+        state.dict[mapper.get_property_by_column(column).key] = value
+    make_transient_to_detached(instance)
+    if session is not None:
+        session.add(instance)
+    return instance
+
+
+class Registry:
+    """
+    The references of one bulk: equal keys, one proxy, in the order they came.
+
+    ``raw`` remembers, for each validator, what it made of which input, so that an
+    input seen before costs one look-up.
+    """
+
+    def __init__(self) -> None:
+        self._proxies: dict[Shape, dict[tuple[Any, ...], Proxy]] = {}
+        self.raw: dict[ReferenceValidator, dict[Any, Proxy]] = {}
+        #: What was added since :meth:`forget_unresolved`, and where it is kept.
+        self._added: list[tuple[dict[Any, Proxy], Any]] = []
+
+    def remember(self, validator: ReferenceValidator, given: Any, proxy: Proxy) -> None:
+        """Remember what *validator* made of an input."""
+        known = self.raw.get(validator)
+        if known is None:
+            known = self.raw[validator] = {}
+        known[given] = proxy
+        self._added.append((known, given))
+
+    def intern(self, shape: Shape, values: tuple[Any, ...]) -> Proxy:
+        """Give the one proxy for this key."""
+        proxies = self._proxies.get(shape)
+        if proxies is None:
+            proxies = self._proxies[shape] = {}
+        token = tuple([_token(value) for value in values])
+        found = proxies.get(token)
+        if found is None:
+            found = proxies[token] = Proxy(shape, values)
+            self._added.append((proxies, token))
+        return found
+
+    def adopt(self, proxy: Proxy) -> Proxy:
+        """Take in a proxy that was made outside; give the one that stands for it."""
+        shape = proxy._seance_shape
+        values = tuple(
+            self.adopt(value) if type(value) is Proxy else value
+            for value in proxy._seance_values
+        )
+        found = self.intern(shape, values)
+        if found is not proxy and not is_resolved(found):
+            # The caller's model holds the foreign one, so that one is kept.
+            token = tuple([_token(value) for value in values])
+            self._proxies[shape][token] = proxy
+            return proxy
+        return found
+
+    def __iter__(self) -> Iterator[Proxy]:
+        for proxies in self._proxies.values():
+            yield from proxies.values()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._proxies.values()))
+
+    def added(self) -> list[Proxy]:
+        """Give the references added since :meth:`forget_unresolved`."""
+        shapes = {id(proxies) for proxies in self._proxies.values()}
+        return [kept[key] for kept, key in self._added if id(kept) in shapes]
+
+    def forget(self) -> None:
+        """Drop every reference."""
+        self._proxies.clear()
+        self.raw.clear()
+        self._added.clear()
+
+    def forget_unresolved(self) -> None:
+        """Drop the references that were not found."""
+        for kept, key in self._added:
+            if not is_resolved(kept[key]):
+                del kept[key]
+        self._added.clear()
+
+
+def _token(value: Any) -> Any:
+    kind = type(value)
+    if kind is datetime:
+        # Equal instants in two zones are two texts to a column without zone.
+        return value, value.tzinfo
+    if kind is Proxy or hasattr(value, "_sa_instance_state"):
+        # A proxy has no hash of its own before it is resolved, and an instance
+        # may define equality as it likes; both stay alive in the proxy made here.
+        return "instance", id(value)
+    return value
+
+
+class ReferenceValidator:
+    """Turns what a payload says into a reference to one entity."""
+
+    def __init__(self, entity: type[Any], key: Key, *, optional: bool = False) -> None:
+        self.entity = entity
+        self.optional = optional
+        self.key = key
+        self.sources = tuple(key.composed.values())
+        self._identifiers: Identifiers | None = None
+        self._nested: dict[str, ReferenceValidator] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Give the instance or proxy that *value* means."""
+        bulk = SESSION_BULK_CONTEXT.get()
+        if bulk is None:
+            return self.reference(value, None)
+        registry = bulk._registry
+        # bool is an int and 1.0 == 1: only these two types are looked up as
+        # they came, and no str equals an int.
+        kind = type(value)
+        if kind is not str and kind is not int:
+            return self.reference(value, registry)
+        known = registry.raw.get(self)
+        if known is not None:
+            found = known.get(value)
+            if found is not None:
+                return found
+        found = self.reference(value, registry)
+        registry.remember(self, value, found)
+        return found
+
+    def composed(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        """Give the reference whose key is made of the model's own fields."""
+        data = info.data
+        try:
+            parts = tuple([data[source] for source in self.sources])
+        except KeyError as error:
+            raise PydanticCustomError(
+                "reference_part",
+                "its key needs the field '{field}', which is not valid, or not "
+                "declared before this one",
+                {"field": error.args[0]},
+            ) from None
+        return self.compose(value, parts)
+
+    def compose(self, value: Any, parts: tuple[Any, ...]) -> Any:
+        """Give the reference for *value*, or else for the key made of *parts*."""
+        if value is not None:
+            return self(value)
+        if any(part is None for part in parts):
+            if not self.optional:
+                return self.reference(None, None)
+            return None
+        bulk = SESSION_BULK_CONTEXT.get()
+        shape = self.known.shape(self.key.attributes)
+        return self._make(shape, parts, None if bulk is None else bulk._registry)
+
+    @property
+    def known(self) -> Identifiers:
+        """The identifiers of the entity, read when first needed."""
+        if self._identifiers is None:
+            found = identifiers(self.entity)
+            for name in self.key.attributes:
+                try:
+                    found.part(name)
+                except KeyError:
+                    raise TypeError(
+                        f"Key({name!r}): {self.entity.__name__} has no column or "
+                        f"many-to-one relationship of that name"
+                    ) from None
+            self._identifiers = found
+        return self._identifiers
+
+    def accepted(self) -> dict[frozenset[str], Shape]:
+        """Give the shapes this reference may be spelled in."""
+        if self.key.attributes:
+            names = self.key.attributes
+            return {frozenset(names): self.known.shape(names)}
+        return self.known.spellings
+
+    def reference(self, value: Any, registry: Registry | None) -> Any:
+        """Give the reference for *value*, interned in *registry* if there is one."""
+        if type(value) is Proxy:
+            if not issubclass(value._seance_shape.entity, self.entity):
+                raise self._refused(value)
+            if registry is None or is_resolved(value):
+                return value
+            return registry.adopt(value)
+        if isinstance(value, self.entity):
+            return value
+        if value is None:
+            raise PydanticCustomError(
+                "reference_type",
+                "a reference to {entity} is required",
+                {"entity": self.entity.__name__},
+            )
+        if isinstance(value, Mapping):
+            shape = self.accepted().get(frozenset(value))
+            if shape is None:
+                raise self._refused(value)
+            return self._make(shape, [value[name] for name in shape.names], registry)
+        return self._scalar(value, registry)
+
+    def _scalar(self, value: Any, registry: Registry | None) -> Any:
+        shapes = [s for s in self.accepted().values() if len(s.parts) == 1]
+        if self.key.attributes and shapes:
+            return self._make(shapes[0], [value], registry)
+        for fits in (_fits_strictly, _fits):
+            fitting = {s.columns: s for s in shapes if fits(s, value)}
+            if len(fitting) == 1:
+                (shape,) = fitting.values()
+                return self._make(shape, [value], registry)
+            if fitting:
+                raise PydanticCustomError(
+                    "reference_ambiguous",
+                    "could be {keys} of {entity}; give an object such as "
+                    "{{{example}: …}}, or name the key with Key({example})",
+                    {
+                        "keys": " or ".join(s.names[0] for s in fitting.values()),
+                        "entity": self.entity.__name__,
+                        "example": repr(next(iter(fitting.values())).names[0]),
+                    },
+                )
+        raise self._refused(value)
+
+    def _make(
+        self, shape: Shape, given: Sequence[Any], registry: Registry | None
+    ) -> Proxy:
+        values = tuple(
+            self._value(part, adapter, value, registry)
+            for part, adapter, value in zip(
+                shape.parts, shape.adapters, given, strict=True
+            )
+        )
+        if all(value is None for value in values):
+            raise PydanticCustomError(
+                "reference_null",
+                "a key of {entity} cannot be only null",
+                {"entity": self.entity.__name__},
+            )
+        if registry is None:
+            return Proxy(shape, values)
+        return registry.intern(shape, values)
+
+    def _value(
+        self, part: Part, adapter: Any, value: Any, registry: Registry | None
+    ) -> Any:
+        if value is None:
+            return None
+        if part.target is not None:
+            nested = self._nested.get(part.name)
+            if nested is None:
+                nested = ReferenceValidator(part.target.class_, Key())
+                self._nested[part.name] = nested
+            return nested.reference(value, registry)
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            raise PydanticCustomError(
+                "reference_key",
+                "{entity}.{name}: {problem}",
+                {
+                    "entity": self.entity.__name__,
+                    "name": part.name,
+                    "problem": error.errors()[0]["msg"],
+                },
+            ) from None
+
+    def _refused(self, value: Any) -> PydanticCustomError:
+        shapes = self.accepted().values()
+        keys = " or ".join(f"({', '.join(shape.names)})" for shape in shapes)
+        return PydanticCustomError(
+            "reference_key",
+            "{given} does not name a row of {entity}; its keys are {keys}",
+            {
+                "given": "an object with " + ", ".join(map(str, value))
+                if isinstance(value, Mapping)
+                else f"a value of type {type(value).__name__}",
+                "entity": self.entity.__name__,
+                "keys": keys,
+            },
+        )
+
+    def json_schema(self) -> dict[str, Any]:
+        """Describe what is accepted."""
+        options: list[dict[str, Any]] = []
+        for shape in self.accepted().values():
+            properties = {
+                part.name: ReferenceValidator(part.target.class_, Key()).json_schema()
+                if part.target is not None
+                else adapter.json_schema()
+                if adapter is not None
+                else {}
+                for part, adapter in zip(shape.parts, shape.adapters, strict=True)
+            }
+            if len(properties) == 1 and not shape.is_nested:
+                options.append(next(iter(properties.values())))
+            options.append(
+                {
+                    "type": "object",
+                    "properties": properties,
+                    "required": list(properties),
+                    "additionalProperties": False,
+                }
+            )
+        unique = [
+            option for n, option in enumerate(options) if option not in options[:n]
+        ]
+        return {
+            "title": self.entity.__name__,
+            "description": f"Reference to a {self.entity.__name__}, by key",
+            "anyOf": unique,
+        }
+
+
+def _fits(shape: Shape, value: Any) -> bool:
+    adapter = shape.adapters[0]
+    if adapter is None:
+        return False
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+# A text is not taken for a number while a text key is there to take it, so that
+# "007" stays a code; other types (UUID, date, Enum) are written as text in JSON.
+_WRITTEN_DIFFERENTLY: dict[type[Any], tuple[type[Any], ...]] = {
+    str: (int, float, bool),
+    int: (str, bool),
+    float: (str, int, bool),
+    bool: (str, int, float),
+}
+
+
+def _fits_strictly(shape: Shape, value: Any) -> bool:
+    expected = _python_type(shape)
+    if expected in _WRITTEN_DIFFERENTLY.get(type(value), ()):
+        return False
+    return _fits(shape, value)
+
+
+def _python_type(shape: Shape) -> Any:
+    from_column = shape.columns[0].type
+    try:
+        return from_column.python_type
+    except NotImplementedError:
+        return None
+
+
+class Key:
+    """
+    Says that a field is a reference, and by which attributes.
+
+    ``Key()`` accepts every identifier of the entity; ``Key("origin",
+    "time_hour")`` only this one; ``Key(origin="origin", time_hour="hour")``
+    composes the key from the model's own fields, which are declared before it:
+    each keyword is an attribute of the entity, its value a field of the model.
+    """
+
+    __slots__ = ("attributes", "composed")
+
+    def __init__(self, *attributes: str, **composed: str) -> None:
+        if attributes and composed:
+            raise TypeError(
+                "Key() takes names of attributes or fields that compose the key, "
+                "not both"
+            )
+        self.attributes = attributes or tuple(composed)
+        self.composed = composed
+
+    def __repr__(self) -> str:
+        inside = [repr(name) for name in self.attributes if not self.composed]
+        inside += [f"{name}={source!r}" for name, source in self.composed.items()]
+        return f"Key({', '.join(inside)})"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Validate with a :class:`ReferenceValidator` in place of the class."""
+        entity, optional = _without_none(source)
+        if not isinstance(entity, type):
+            raise TypeError(
+                f"{self!r} marks a mapped class as a reference, not {entity!r}"
+            )
+        validator = ReferenceValidator(entity, self, optional=optional)
+        serialization = core_schema.plain_serializer_function_ser_schema(
+            serialize_reference, when_used="unless-none"
+        )
+        if self.composed:
+            return core_schema.with_default_schema(
+                core_schema.with_info_plain_validator_function(
+                    validator.composed,
+                    serialization=serialization,
+                    metadata=_marked(validator),
+                ),
+                default=None,
+                validate_default=True,
+            )
+        schema: CoreSchema = core_schema.no_info_plain_validator_function(
+            validator, serialization=serialization, metadata=_marked(validator)
+        )
+        return core_schema.nullable_schema(schema) if optional else schema
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the accepted keys."""
+        optional = schema["type"] in ("nullable", "default")
+        inner: Any = schema.get("schema", schema)
+        found: ReferenceValidator = inner["metadata"]["seance_reference"]
+        described = found.json_schema()
+        if optional:
+            described["anyOf"] = [*described["anyOf"], {"type": "null"}]
+        return described
+
+
+#: ``Ref[Airline]``: a reference to an airline, by any of its identifiers.
+Ref = Annotated[T, Key()]
+
+
+def _marked(validator: ReferenceValidator) -> dict[str, Any]:
+    return {"seance_reference": validator}
+
+
+def _without_none(source: Any) -> tuple[Any, bool]:
+    if get_origin(source) in (Union, UnionType):
+        members = [member for member in get_args(source) if member is not NoneType]
+        if len(members) == 1:
+            return members[0], len(members) < len(get_args(source))
+    return source, False
+
+
+def serialize_reference(value: Any) -> Any:
+    """Give the key a reference was made with, the identity of an instance."""
+    if type(value) is Proxy:
+        key = {name: serialize_reference(part) for name, part in key_of(value).items()}
+    elif hasattr(value, "_sa_instance_state"):
+        mapper = inspect(type(value))
+        names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
+        key = {name: value.__dict__.get(name) for name in names}
+    else:
+        return value
+    return next(iter(key.values())) if len(key) == 1 else key
