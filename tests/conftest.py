@@ -1,1 +1,5 @@
-pytest_plugins = ["tests.fixtures.databases", "tests.fixtures.backend"]
+pytest_plugins = [
+    "tests.fixtures.databases",
+    "tests.fixtures.backend",
+    "tests.fixtures.pools",
+]

@@ -17,13 +17,15 @@ LAYERS = [
     {"errors"},
     {"context", "keys", "routing"},
     {"engines", "references"},
+    {"resources"},
     {"bulk"},
     {"sessions"},
     {"async_sessions"},
-    {"scopes", "scoping", "resources"},
+    {"scopes", "scoping"},
     {"database"},
     {"ext", "testing"},
     {"pytest_plugin", "cli"},
+    {"__main__"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

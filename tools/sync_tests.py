@@ -36,8 +36,8 @@ KEYWORDS = {
 }
 
 WORDS = {
+    "AsyncIterator": "Iterator",
     "AsyncSession": "Session",
-    "AsyncSessionBulk": "SessionBulk",
     "async_session_factory": "session_factory",
     "async_session_manager": "session_manager",
     "async_url": "url",
@@ -47,7 +47,13 @@ WORDS = {
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "aclose": "close",
+    "acreate_all": "create_all",
     "adispose": "dispose",
+    "anext": "next",
+    "aping": "ping",
+    "async_engines": "engines",
+    "async_scoped_session": "scoped_session",
+    "async_session": "session",
 }
 
 

@@ -39,7 +39,30 @@ SESSION_BULK_CONTEXT: ContextVar[SessionBulk | AsyncSessionBulk | None] = Contex
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
 
+# What is current in this context, innermost last, over what was before. Kept
+# apart: a block may be left before one inside of it, or where it never was.
+_applications: ContextVar[tuple[Application | None, ...]] = ContextVar(
+    "_applications", default=()
+)
 _installed: list[Application] = []
+
+
+def enter(application: Application) -> None:
+    """Make *application* the current one."""
+    entered = _applications.get() or (APP_CONTEXT.get(),)
+    _applications.set((*entered, application))
+    APP_CONTEXT.set(application)
+
+
+def leave(application: Application) -> None:
+    """Undo one :func:`enter`, in whatever order and context."""
+    entered = list(_applications.get())
+    if application not in entered[1:]:
+        return
+    place = len(entered) - 1 - entered[::-1].index(application)
+    del entered[place]
+    restore(APP_CONTEXT, application, entered[-1])
+    _applications.set(tuple(entered) if len(entered) > 1 else ())
 
 
 def install(application: Application) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import MetaData, text
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import sessionmaker
 
-from .context import APP_CONTEXT, install, restore, uninstall
+from .context import enter, install, leave, uninstall
 from .engines import DatabaseManager, is_async_url
 from .routing import DEFAULT
 from .scopes import async_session_manager, session_manager
@@ -27,7 +28,8 @@ class Database:
     The databases of a program, its session factories and its scopes.
 
     Nothing is connected before a session needs it. As a context manager it is
-    the current application inside the block, and disposed of at its end.
+    the current application inside the block, and disposed of at its end; where
+    blocks of it overlap, at the end of the last.
 
     Args:
         databases: As for :class:`DatabaseManager`; one URL is enough.
@@ -47,7 +49,8 @@ class Database:
             class_=Session, routing=self.manager
         )
         self._async_session: async_sessionmaker[AsyncSession] | None = None
-        self._previous: list[Any] = []
+        self._blocks = 0
+        self._lock = Lock()
 
     @property
     def async_session(self) -> async_sessionmaker[AsyncSession]:
@@ -75,7 +78,7 @@ class Database:
         """Async :meth:`session_manager`."""
         return async_session_manager(using=self.async_session, **options)
 
-    def install(self) -> Database:
+    def install(self) -> Self:
         """Make this the process default, used where no application is current."""
         install(self)
         return self
@@ -101,6 +104,13 @@ class Database:
                 connection.execute(text("SELECT 1"))
         return dict.fromkeys(self.manager, True)
 
+    async def aping(self) -> dict[str, bool]:
+        """Async :meth:`ping`."""
+        for engine in self.manager.async_engines.values():
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        return dict.fromkeys(self.manager, True)
+
     def dispose(self) -> None:
         """Close the connections of the sync engines."""
         uninstall(self)
@@ -112,13 +122,17 @@ class Database:
         await self.manager.adispose()
 
     def _enter(self) -> None:
-        self._previous.append(APP_CONTEXT.get())
-        APP_CONTEXT.set(self)
+        with self._lock:
+            self._blocks += 1
+        enter(self)
 
-    def _leave(self) -> None:
-        restore(APP_CONTEXT, self, self._previous.pop())
+    def _leave(self) -> bool:
+        leave(self)
+        with self._lock:
+            self._blocks -= 1
+            return self._blocks == 0
 
-    def __enter__(self) -> Database:
+    def __enter__(self) -> Self:
         self._enter()
         return self
 
@@ -128,10 +142,10 @@ class Database:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave()
-        self.dispose()
+        if self._leave():
+            self.dispose()
 
-    async def __aenter__(self) -> Database:
+    async def __aenter__(self) -> Self:
         self._enter()
         return self
 
@@ -141,5 +155,5 @@ class Database:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave()
-        await self.adispose()
+        if self._leave():
+            await self.adispose()

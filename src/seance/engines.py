@@ -7,14 +7,18 @@ and disposed of once. One URL gives both.
 
 from __future__ import annotations
 
+import os
+import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolResetState, QueuePool
 
 from .errors import RoutingError, UnknownAliasError
 from .routing import DEFAULT, Role, choose, may_migrate
@@ -35,7 +39,20 @@ _ASYNC_DRIVERS = {
     "mysql": (("asyncmy", "asyncmy"), ("aiomysql", "aiomysql")),
     "mariadb": (("asyncmy", "asyncmy"), ("aiomysql", "aiomysql")),
 }
-_EXTRAS = {"sqlite": "sqlite", "postgresql": "postgresql", "asyncpg": "asyncpg"}
+# asyncpg's names for options of libpq; what has no name there is its own affair.
+_LIBPQ_NAMES = {
+    "ssl": "sslmode",
+    "timeout": "connect_timeout",
+    "prepared_statement_cache_size": None,
+    "prepared_statement_name_func": None,
+}
+_ASYNCPG_NAMES = {new: old for old, new in _LIBPQ_NAMES.items() if new}
+
+_BEGINS = re.compile(
+    r"\s*(?!(?:SELECT|VALUES|EXPLAIN|PRAGMA|ATTACH|DETACH|VACUUM)\b)"
+    r"(?!WITH\b(?!.*\b(?:INSERT|UPDATE|DELETE|REPLACE)\b))\w",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def driver_url(url: URL, *, async_mode: bool) -> URL:
@@ -46,59 +63,112 @@ def driver_url(url: URL, *, async_mode: bool) -> URL:
         RoutingError: No such driver is installed.
     """
     backend = url.get_backend_name()
-    drivers = (_ASYNC_DRIVERS if async_mode else _SYNC_DRIVERS).get(backend)
     named = url.drivername.partition("+")[2]
-    if drivers is None:
-        return url
-    if named in dict(drivers):
-        drivers = tuple(driver for driver in drivers if driver[0] == named)
-    elif named and not _is_known(backend, named):
+    drivers = (_ASYNC_DRIVERS if async_mode else _SYNC_DRIVERS).get(backend)
+    if drivers is None or (named and _serves(url, async_mode=async_mode)):
         return url
     for driver, module in drivers:
         if find_spec(module) is not None:
-            return url.set(drivername=f"{backend}+{driver}")
-    extra = _EXTRAS.get(drivers[0][0], _EXTRAS.get(backend, "mysql"))
+            query = _renamed(url.query, named == "asyncpg", driver == "asyncpg")
+            return url.set(drivername=f"{backend}+{driver}", query=query)
     raise RoutingError(
-        f"no {'async' if async_mode else 'sync'} driver for {backend} is installed "
-        f"({' or '.join(module for _, module in drivers)}); "
-        f"install seance[{extra}]"
+        f"no {'async' if async_mode else 'sync'} driver for {backend} is installed; "
+        f"install {' or '.join(module for _, module in drivers)}, "
+        f"or seance[{'mysql' if backend == 'mariadb' else backend}]"
     )
+
+
+def _serves(url: URL, *, async_mode: bool) -> bool:
+    """Whether the driver that *url* names is of the wanted kind."""
+    try:
+        dialect = url.get_dialect()
+    except NoSuchModuleError as error:
+        raise RoutingError(f"no dialect {url.drivername!r} is installed") from error
+    if async_mode:
+        dialect = dialect.get_async_dialect_cls(url)
+    return dialect.is_async is async_mode
+
+
+def _renamed(query: Mapping[str, Any], was: bool, will_be: bool) -> dict[str, Any]:
+    """Give a URL's options their names in libpq, or in asyncpg."""
+    if was is will_be:
+        return dict(query)
+    names: Mapping[str, str | None] = _LIBPQ_NAMES if was else _ASYNCPG_NAMES
+    renamed = ((names.get(name, name), value) for name, value in query.items())
+    return {name: value for name, value in renamed if name is not None}
 
 
 def is_async_url(url: URL | str) -> bool:
     """Whether *url* names a driver that only async engines can use."""
-    url = make_url(url)
-    backend, _, driver = url.drivername.partition("+")
-    return driver in dict(_ASYNC_DRIVERS.get(backend, ())) and driver not in dict(
-        _SYNC_DRIVERS.get(backend, ())
+    return not _serves(make_url(url), async_mode=False)
+
+
+def shared_memory(url: URL, name: str) -> URL:
+    """
+    Give *url*, or if it is SQLite's memory, one database that connections share.
+
+    Else each connection would have a database of its own.
+    Source: SQLite, "In-Memory Databases".
+    """
+    if url.get_backend_name() != "sqlite" or url.database not in {None, "", ":memory:"}:
+        return url
+    return url.set(database=f"file:{name}").update_query_dict(
+        {"mode": "memory", "cache": "shared", "uri": "true"}
     )
-
-
-def _is_known(backend: str, driver: str) -> bool:
-    return driver in dict(_SYNC_DRIVERS[backend]) | dict(_ASYNC_DRIVERS[backend])
 
 
 def prepare(engine: Engine) -> None:
     """
     Give an engine of ours the transactions its backend promises.
 
-    SQLite's driver begins a transaction by itself, late and not for SAVEPOINT,
-    and does not enforce foreign keys unless told to.
-    Source: SQLAlchemy, "Serializable isolation / Savepoints / Transactional DDL".
+    SQLite does not enforce foreign keys unless told to, and its driver begins a
+    transaction before plain INSERT, UPDATE and DELETE only: not for DDL, CTEs and
+    SAVEPOINT. Reading begins none: it would lock out other writers until its end.
+    Source: sqlite3, "Transaction control"; SQLAlchemy, "Serializable isolation /
+    Savepoints / Transactional DDL".
     """
     if engine.dialect.name != "sqlite":
         return
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def began(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN")
+    @event.listens_for(engine, "reset")
+    def resetting(connection: Any, record: Any, state: PoolResetState) -> None:
+        # A COMMIT that fails leaves the transaction open, SQLAlchemy thinks it ended.
+        if state.asyncio_safe and _is_begun(record.driver_connection):
+            connection.rollback()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def executing(
+        connection: Connection, cursor: Any, statement: str, *rest: Any
+    ) -> None:
+        if _BEGINS.match(statement):
+            begin_late(connection)
+
+
+def begin_late(connection: Connection, name: object = None) -> None:
+    """
+    Begin the transaction that SQLite's driver puts off.
+
+    Without one, releasing the first savepoint commits it.
+    Source: SQLite, "SAVEPOINT", section 2.
+    """
+    pooled = connection.connection
+    # No isolation level: the driver's autocommit mode, which was asked for.
+    if pooled.isolation_level is not None and not _is_begun(pooled.driver_connection):
+        # Not by SQLAlchemy: it is no statement of the caller's.
+        cursor = pooled.cursor()
+        cursor.execute("BEGIN")
+        cursor.close()
+
+
+def _is_begun(driver_connection: Any) -> bool:
+    begun: bool = driver_connection.in_transaction
+    return begun
 
 
 class _Entry:
@@ -154,7 +224,7 @@ class _Entry:
                 f"give a URL, or (engine, async_engine)"
             )
         url = cast(URL, self.url or self.async_url)
-        engine = _made(self.alias, create_engine, driver_url(url, async_mode=False), self)
+        engine: Engine = self._make(create_engine, url, QueuePool, async_mode=False)
         prepare(engine)
         return engine
 
@@ -170,11 +240,29 @@ class _Entry:
         from sqlalchemy.ext.asyncio import create_async_engine
 
         url = cast(URL, self.async_url or self.url)
-        engine = _made(
-            self.alias, create_async_engine, driver_url(url, async_mode=True), self
+        engine: AsyncEngine = self._make(
+            create_async_engine, url, AsyncAdaptedQueuePool, async_mode=True
         )
         prepare(engine.sync_engine)
         return engine
+
+    def _make(self, create: Any, url: URL, pool: Any, *, async_mode: bool) -> Any:
+        shared = shared_memory(url, f"seance-{id(self)}")
+        options = self.options if shared is url else {"poolclass": pool} | self.options
+        try:
+            return create(driver_url(shared, async_mode=async_mode), **options)
+        except ModuleNotFoundError as error:
+            raise RoutingError(
+                f"database {self.alias!r}: the driver {error.name!r} is not installed"
+            ) from error
+
+    def made(self) -> Iterator[Engine]:
+        """Give the engines made so far; those handed in are none of them."""
+        if not self.given_engines:
+            if self.sync is not None:
+                yield self.sync
+            if self.asynchronous is not None:
+                yield self.asynchronous.sync_engine
 
 
 def _is_engine(given: Any) -> bool:
@@ -198,17 +286,17 @@ def _parse(alias: str, given: Any) -> URL:
         ) from error.with_traceback(None)
 
 
-def _made(alias: str, factory: Any, url: URL, entry: _Entry) -> Any:
-    try:
-        return factory(url, **entry.options)
-    except ModuleNotFoundError as error:
-        raise RoutingError(
-            f"database {alias!r}: the driver {error.name!r} is not installed"
-        ) from error
-    except NoSuchModuleError as error:
-        raise RoutingError(
-            f"database {alias!r}: SQLAlchemy knows no {url.drivername!r}"
-        ) from error
+def _forget_connections() -> None:
+    """In a forked child: leave the parent's connections to the parent."""
+    for manager in _managers:
+        for engine in manager.made():
+            engine.dispose(close=False)
+
+
+# Compared by identity, all the same: a manager hashes as an object does.
+_managers: weakref.WeakSet[DatabaseManager] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
 
 
 class _Engines(Mapping[str, Any]):
@@ -231,9 +319,11 @@ class _Engines(Mapping[str, Any]):
         return alias in self._manager
 
 
-class DatabaseManager:
+class DatabaseManager(Mapping[str, URL]):
     """
     Databases by alias, and the routers that choose among them.
+
+    A mapping of aliases to URLs. A forked child makes connections of its own.
 
     Args:
         databases: Alias to a URL, to ``{"url": …, "async_url": …,
@@ -262,6 +352,11 @@ class DatabaseManager:
         self.routers = list(routers)
         self.engines: Mapping[str, Engine] = _Engines(self, async_mode=False)
         self.async_engines: Mapping[str, AsyncEngine] = _Engines(self, async_mode=True)
+        _managers.add(self)
+
+    # As objects, not by contents: two managers never share an engine.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     def urls(self) -> dict[str, URL]:
@@ -305,6 +400,11 @@ class DatabaseManager:
             entry.sync = entry.sync or entry.make_sync()
             return entry.sync
 
+    def made(self) -> Iterator[Engine]:
+        """Give the engines made so far, of async ones the sync engine inside."""
+        for entry in self._entries.values():
+            yield from entry.made()
+
     def get_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
         """Give the engine for *resource* (a mapped class or ``None``)."""
         return self.route(resource, None, async_mode=async_mode)
@@ -341,16 +441,20 @@ class DatabaseManager:
         Engines that were handed in belong to the caller and stay open.
         """
         for entry in self._entries.values():
-            engine = entry.sync
-            if engine is not None and not entry.given_engines:
-                entry.sync = None
+            if entry.given_engines:
+                continue
+            with self._lock:
+                engine, entry.sync = entry.sync, None
+            if engine is not None:
                 engine.dispose()
 
     async def adispose(self) -> None:
         """Close the connections of every engine, sync and async, made here."""
         self.dispose()
         for entry in self._entries.values():
-            engine = entry.asynchronous
-            if engine is not None and not entry.given_engines:
-                entry.asynchronous = None
+            if entry.given_engines:
+                continue
+            with self._lock:
+                engine, entry.asynchronous = entry.asynchronous, None
+            if engine is not None:
                 await engine.dispose()

@@ -8,6 +8,7 @@ Every exception seance raises.
     │   └── ConcurrentUseError
     ├── UnresolvedReferenceError (LookupError)  a reference was read before it was resolved
     ├── RoutingError (UnboundExecutionError)    no engine could be chosen
+    │   └── UnknownAliasError (KeyError)        a name that no database has
     ├── LoadError (ValueError)                  a source cannot be loaded
     │   └── RejectedRowsError                   more rows were bad than the caller allows
     └── DatabaseError (SQLAlchemyError)         the database said no
@@ -19,6 +20,7 @@ A database error keeps its own class: what :func:`wrap` returns is a
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +36,10 @@ class SeanceError(Exception):
     #: Whether running the same unit of work again may succeed.
     retryable: ClassVar[bool] = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class: its arguments are not the message in args.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # no stub has it
+
 
 class SessionError(SeanceError, RuntimeError):
     """A scope or a session was opened, joined or ended in a way that cannot work."""
@@ -44,15 +50,32 @@ class ConcurrentUseError(SessionError):
 
 
 class UnresolvedReferenceError(SeanceError, LookupError):
-    """A reference was read, or about to be written, before it was resolved."""
+    """
+    A reference was read, or about to be written, before it was resolved.
 
-    def __init__(self, entity: type[Any], key: Mapping[str, Any], wanted: str) -> None:
+    Or it is bound only, and what was read would have to be loaded where nothing
+    can wait for it (*is_bound*).
+    """
+
+    def __init__(
+        self,
+        entity: type[Any],
+        key: Mapping[str, Any],
+        wanted: str,
+        *,
+        is_bound: bool = False,
+    ) -> None:
         self.entity = entity
         self.key = dict(key)
         self.wanted = wanted
+        self.is_bound = is_bound
+        name = f"{entity.__name__}({describe_key(self.key)})"
         super().__init__(
-            f"{entity.__name__}({describe_key(self.key)}) is not resolved, so its "
-            f"{wanted} cannot be read; call bulk.resolve() first"
+            f"{name} is bound, not loaded, so its {wanted} cannot be read without "
+            f'waiting; use bulk.resolve(strategy="hydrate")'
+            if is_bound
+            else f"{name} is not resolved, so its {wanted} cannot be read; call "
+            f"bulk.resolve() first"
         )
 
 
@@ -60,7 +83,7 @@ class RoutingError(SeanceError, exc.UnboundExecutionError):
     """No engine could be chosen, or a router named one that is not there."""
 
 
-class UnknownAliasError(RoutingError, LookupError):
+class UnknownAliasError(RoutingError, KeyError):
     """An alias names no database of the manager."""
 
     def __init__(self, alias: object, known: Collection[str], *, by: str = "") -> None:
@@ -70,8 +93,6 @@ class UnknownAliasError(RoutingError, LookupError):
         super().__init__(
             f"no database {alias!r}{f' (named by {by})' if by else ''}; known: {names}"
         )
-
-    __str__ = Exception.__str__
 
 
 class LoadError(SeanceError, ValueError):
@@ -87,9 +108,9 @@ class RejectedRowsError(LoadError):
         first = report.rejects[0] if report.rejects else None
         where = f"; first at line {first.line}: {first}" if first else ""
         # With commit="batch" earlier batches are there to stay.
-        kept = f"only {report.kept} were" if report.kept else "nothing was"
+        kept = f"only {report.kept:,} were" if report.kept else "nothing was"
         super().__init__(
-            f"{report.rejected} of {report.rows} rows were rejected and "
+            f"{report.rejected:,} of {report.rows:,} rows were rejected and "
             f"max_errors is {max_errors}, so {kept} written{where}"
         )
 

@@ -7,8 +7,17 @@ names for the same questions are accepted, so a Django router works as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from inspect import Parameter, signature
 from typing import Any, Literal
+
+from sqlalchemy import CTE, Select, TextClause
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import CompoundSelect, StatementLambdaElement
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.selectable import TextualSelect
 
 from .errors import RoutingError
 
@@ -23,13 +32,20 @@ _QUESTIONS: dict[Role | None, tuple[tuple[str, ...], ...]] = {
     None: (("get_engine",),),
 }
 
+_READ = re.compile(r"\s*\(?\s*(?:SELECT|VALUES|SHOW|TABLE|DESCRIBE)\b", re.IGNORECASE)
+_LOCK = re.compile(
+    r"\b(?:INTO|FOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE))\b", re.IGNORECASE
+)
+
 
 class DatabaseRouter:
     """
     A router that has no opinion; derive from it, or bring any object like it.
 
     Each method gets the mapped class in question (or ``None``) and hints as
-    keywords, and answers with an alias or ``None``.
+    keywords, and answers with an alias or ``None``. A session's hints are
+    ``role``, ``session``, ``statement`` and ``in_transaction``; a method gets
+    those it has parameters for.
     """
 
     def get_engine(self, resource: Any = None, **kwargs: Any) -> str | None:
@@ -51,8 +67,38 @@ class DatabaseRouter:
         return None
 
 
+def writes(statement: Any) -> bool:
+    """
+    Whether *statement* may write, or lock what it reads.
+
+    What is not known to read may write: DDL, calls and most text.
+    """
+    if isinstance(statement, Select):
+        return statement._for_update_arg is not None or any(
+            isinstance(table, CTE) and isinstance(table.element, UpdateBase)
+            for part in (
+                *statement._raw_columns,
+                *statement._from_obj,
+                *statement._independent_ctes,
+            )
+            for table in (getattr(part, "table", part),)
+        )
+    if isinstance(statement, CompoundSelect):
+        return any(map(writes, statement.selects))
+    if isinstance(statement, (TextualSelect, FromStatement)):
+        return writes(statement.element)
+    if isinstance(statement, StatementLambdaElement):
+        return writes(statement._resolved)
+    if isinstance(statement, TextClause):
+        return not _READ.match(statement.text) or bool(_LOCK.search(statement.text))
+    return True
+
+
 def choose(
-    routers: Sequence[Any], resource: Any, role: Role | None, hints: dict[str, Any]
+    routers: Sequence[Any],
+    resource: Any,
+    role: Role | None,
+    hints: Mapping[str, Any],
 ) -> tuple[str, str]:
     """
     Give the alias for *resource* and what chose it.
@@ -75,30 +121,59 @@ def choose(
 
 
 def may_migrate(routers: Iterable[Any], engine: str, package: str) -> bool:
-    """Give the first router's opinion; without one, migrating is allowed."""
+    """
+    Give the first router's opinion; without one, migrating is allowed.
+
+    Raises:
+        RoutingError: A router raised.
+    """
     for router in routers:
         for name in ("is_migration_allowed", "allow_migrate"):
-            method = getattr(router, name, None)
-            answer = None if method is None else method(engine, package)
+            answer = _call(router, name, (engine, package), {})
             if answer is not None:
                 return bool(answer)
     return True
 
 
-def _ask(router: Any, names: tuple[str, ...], resource: Any, hints: Any) -> Any:
+def _ask(
+    router: Any, names: tuple[str, ...], resource: Any, hints: Mapping[str, Any]
+) -> Any:
     for name in names:
-        method = getattr(router, name, None)
-        if method is None:
-            continue
-        try:
-            answer = method(resource, **hints)
-        except Exception as error:
-            raise RoutingError(
-                f"router {_name(router)} failed in {name}(): {error}"
-            ) from error
+        answer = _call(router, name, (resource,), hints)
         if answer is not None:
             return answer
     return None
+
+
+def _call(
+    router: Any, name: str, arguments: tuple[Any, ...], hints: Mapping[str, Any]
+) -> Any:
+    method = getattr(router, name, None)
+    if method is None:
+        return None
+    try:
+        return method(*arguments, **_accepted(method, hints))
+    except Exception as error:
+        raise RoutingError(
+            f"router {_name(router)} failed in {name}(): {error}"
+        ) from error
+
+
+def _accepted(method: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the hints that *method* has parameters for."""
+    names = _parameters(getattr(method, "__func__", method))
+    return {
+        name: hint for name, hint in hints.items() if names is None or name in names
+    }
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Name the keywords *function* takes; ``None``: any."""
+    parameters = signature(function).parameters.values()
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
 
 
 def _name(router: Any) -> str:

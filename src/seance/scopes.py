@@ -10,40 +10,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+)
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
+from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
 
 from .context import SESSION_CONTEXT, current_application, restore
 from .errors import SeanceError, SessionError, wrap
-from .sessions import Session
+from .sessions import Session, Watch
 
 if TYPE_CHECKING:
     from .async_sessions import AsyncSession
 
 log = logging.getLogger("seance")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 OnMissing = Literal["create", "raise"]
 
 
-class Entry(Enum):
-    """How a block gets its session."""
+#: How a block gets its session.
+Entry = Literal["create", "join", "savepoint"]
 
-    JOIN = "join"
-    CREATE = "create"
-    SAVEPOINT = "savepoint"
-
-
-class Ending(Enum):
-    """How a block that owns its session ends it."""
-
-    COMMIT = "commit"
-    ROLLBACK = "rollback"
-    DISCARD = "discard"
+#: How a block ends, once it is left. ``"discard"``: closing undoes what was not
+#: committed. ``"leave"``: the block that owns the session will end it. ``"lose"``:
+#: that block has ended before; what was written since cannot be kept.
+Ending = Literal["commit", "rollback", "discard", "leave", "lose"]
 
 
 def decide(
@@ -56,76 +63,113 @@ def decide(
         SessionError: There is no session, and *on_missing* is ``"raise"``.
     """
     if current and not new and same_factory:
-        return Entry.SAVEPOINT if savepoint else Entry.JOIN
+        return "savepoint" if savepoint else "join"
     if not current and not new and on_missing == "raise":
         raise SessionError(
             "no session is current and on_missing='raise'; open one around this "
             "block with session_manager() or async_session_manager()"
         )
-    return Entry.CREATE
+    return "create"
 
 
-def ending(error: BaseException | None, *, auto_commit: bool) -> Ending:
+def ending(
+    error: BaseException | None,
+    *,
+    owns: bool,
+    auto_commit: bool,
+    owner_ended: bool = False,
+    has_written: bool = False,
+) -> Ending:
     """Say how a block ends that left with *error*."""
+    if not owns and not owner_ended:
+        return "leave"
     if error is not None:
-        return Ending.ROLLBACK
-    return Ending.COMMIT if auto_commit else Ending.DISCARD
+        return "rollback"
+    if owns:
+        return "commit" if auto_commit else "discard"
+    return "lose" if has_written else "discard"
 
 
-def finish(session: Any, how: Ending, expire: bool | None = None) -> None:
+def finish(
+    session: Any, how: Ending, error: BaseException | None, expire: bool | None
+) -> None:
     """
     End the unit of work and hand the connection back, whatever happens.
 
-    Raises what the commit raised; what a later rollback or close raises is
-    logged and added to it as a note.
+    *error* is what the block left with. Raises what the commit or the close
+    raised; what a step raises after an error is logged and added to it as a note.
     """
-    error: BaseException | None = None
+    if how == "discard":
+        session.close()
+        return
     try:
-        if how is Ending.COMMIT:
-            if expire is None:
-                session.commit()
-            else:
-                session.commit(expire=expire)
-        elif how is Ending.ROLLBACK:
-            session.rollback()
-    except BaseException as failed:
-        error = failed
-        if how is Ending.COMMIT:
-            _attempt(session.rollback, "rolling back", error)
-    _attempt(session.close, "closing", error)
-    if error is not None:
-        raise error
+        if how == "lose":
+            raise SessionError(
+                "the block that owns this session ended before this one, which had "
+                "joined it; what was written since is lost"
+            )
+        if how == "commit":
+            try:
+                _commit(session, expire)
+            except BaseException as failed:
+                error = failed
+                raise
+    finally:
+        try:
+            if error is not None:
+                _attempt(session.rollback, "rolling back", error)
+        finally:
+            _attempt(session.close, "closing", error)
+
+
+def _commit(session: Any, expire: bool | None) -> None:
+    if expire is None:
+        session.commit()
+    else:
+        session.commit(expire=expire)
 
 
 def _attempt(step: Callable[[], None], doing: str, error: BaseException | None) -> None:
     try:
         step()
     except Exception as second:
-        log.exception("seance: %s the session failed", doing)
         if error is None:
             raise
-        error.add_note(f"{doing} the session failed as well: {second}")
+        _note(error, doing, second)
+
+
+def _note(error: BaseException, doing: str, second: Exception) -> None:
+    log.error("seance: %s the session failed", doing, exc_info=second)
+    error.add_note(f"{doing} the session failed as well: {second}")
+
+
+def translate(error: BaseException) -> None:
+    """Raise *error* as a :class:`DatabaseError`, if it is one of SQLAlchemy's."""
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, SeanceError):
+        raise wrap(error) from error
 
 
 class _Scope:
     """What both drivers share: arguments, the decision, the context."""
 
-    kind: str
-    other: str
+    kind: ClassVar[str]
+    other: ClassVar[str]
+    factory: ClassVar[str]
 
     __slots__ = (
+        "_registry",
+        "_transaction",
+        "_watch",
         "auto_commit",
-        "created",
         "expire",
+        "has_ended",
+        "how",
         "new",
         "on_missing",
         "previous",
-        "registry",
         "savepoint",
         "session",
-        "transaction",
         "using",
-        "writes",
     )
 
     def __init__(
@@ -139,9 +183,7 @@ class _Scope:
         expire: bool | None = None,
     ) -> None:
         if on_missing not in ("create", "raise"):
-            raise SessionError(
-                f"on_missing is 'create' or 'raise', not {on_missing!r}"
-            )
+            raise SessionError(f"on_missing is 'create' or 'raise', not {on_missing!r}")
         if using is not None and not callable(using):
             raise SessionError(f"using is a session factory, not {using!r}")
         self.using = using
@@ -150,33 +192,63 @@ class _Scope:
         self.on_missing = on_missing
         self.savepoint = savepoint
         self.expire = expire
+        # How the block got its session; None until it is entered.
+        self.how: Entry | None = None
+        self.has_ended = False
         self.session: Any = None
-        self.created = False
-        self.transaction: Any = None
-        self.registry: Any = None
+        # What was current before, if the block made a session.
+        self.previous: Any = None
+        self._registry: Any = None
+        self._watch: Watch | None = None
+        self._transaction: Any = None
 
-    def open(self) -> Any:
+    def _again(self) -> Self:
+        """Give another block with the same options."""
+        return type(self)(
+            using=self.using,
+            auto_commit=self.auto_commit,
+            new=self.new,
+            on_missing=self.on_missing,
+            savepoint=self.savepoint,
+            expire=self.expire,
+        )
+
+    def _open(self) -> Entry:
         """Join or create; what is current is set."""
+        if self.how is not None:
+            raise SessionError(
+                f"this block was entered before; each needs a {self.kind}() of its own"
+            )
         current = SESSION_CONTEXT.get()
+        if current is not None:
+            current = _living(current)
         if current is not None and not self.new:
             self._check_kind(current)
         using = self.using
         how = decide(
             current=current is not None,
-            same_factory=using is None or _factory_of(current) is using,
+            same_factory=(
+                current is None or using is None or _factory_of(current) == using
+            ),
             new=self.new,
             on_missing=self.on_missing,
             savepoint=self.savepoint,
         )
-        self.previous = current
-        if how is Entry.CREATE:
-            factory = using if using is not None else self._default()
-            self.session = self._make(factory)
-            self.created = True
-            SESSION_CONTEXT.set(self.session)
+        if how == "create":
+            self.previous = current
+            if using is None:
+                self.using = using = self._default()
+            self.session = current = self._make(using)
+            current._seance_scope = self
+            if self._registry is not None:
+                self._registry.set(current)
+            SESSION_CONTEXT.set(current)
         else:
             self.session = current
-            self.writes = getattr(_sync(current), "_writes", 0)
+            if how == "join":
+                core = getattr(current, "sync_session", current)
+                self._watch = Watch(core) if isinstance(core, Session) else None
+        self.how = how
         return how
 
     def _default(self) -> Any:
@@ -186,38 +258,32 @@ class _Scope:
                 f"no session factory: give using=, enter a Database (with db:), or "
                 f"install one with Database.install() before {self.kind}()"
             )
-        return application.session if self.kind[0] == "s" else application.async_session
+        return getattr(application, self.factory)
 
     def _make(self, factory: Any) -> Any:
         registry = getattr(factory, "registry", None)
-        if registry is None:
+        if registry is None or not isinstance(registry, ScopedRegistry):
             session = factory()
-        elif self.new or registry.has():
-            # The registry's session is in use: what a block owns has to be its own.
+        else:
+            if registry.has() and _has_ended(registry()):
+                # Its block was left in another thread, which could not reach it.
+                registry.clear()
             session = factory.session_factory()
-        else:
-            session = factory()
-            self.registry = registry
-        self._check_made(session, factory)
-        sync = _sync(session)
-        if isinstance(sync, Session):
-            sync._scope = factory
-        return session
-
-    def _check_made(self, session: Any, factory: Any) -> None:
-        if self.kind == "session_manager":
-            right = isinstance(session, _Session)
-        else:
-            right = hasattr(session, "sync_session")
-        if not right:
-            raise SessionError(
-                f"{self.kind}() got {type(session).__name__} from {factory!r}; "
-                f"use {self.other}() for it"
-            )
+            # What a block owns has to be its own, so a session in use stays there.
+            self._registry = None if self.new or registry.has() else registry
+        if (
+            isinstance(session, _Session)
+            if self.factory == "session"
+            else hasattr(session, "sync_session")
+        ):
+            return session
+        raise SessionError(
+            f"{self.kind}() got {type(session).__name__} from {factory!r}; "
+            f"use {self.other}() for it"
+        )
 
     def _check_kind(self, current: Any) -> None:
-        is_async = hasattr(current, "sync_session")
-        if is_async is (self.kind == "async_session_manager"):
+        if _is_async(current) is not (self.factory == "session"):
             return
         raise SessionError(
             f"{self.kind}() cannot join the current {type(current).__name__}; "
@@ -225,34 +291,73 @@ class _Scope:
             f"to call sync code on an async session"
         )
 
-    def left_joined(self, error: BaseException | None) -> None:
-        """Remember that a joined block wrote and failed."""
-        sync = _sync(self.session)
-        if error is None or not isinstance(sync, Session):
-            return
-        if sync._writes != self.writes or sync.new or sync.dirty or sync.deleted:
-            sync._half_done = error
+    def _ending(self, error: BaseException | None) -> Ending:
+        if self.how == "create":
+            return ending(error, owns=True, auto_commit=self.auto_commit)
+        return ending(
+            error,
+            owns=False,
+            auto_commit=False,
+            owner_ended=_has_ended(self.session),
+            has_written=(
+                self._transaction is not None
+                if self._watch is None
+                else self._watch.end(error)
+            ),
+        )
 
-    def close_context(self) -> None:
-        """Make current again what was before."""
-        if self.registry is not None:
-            self.registry.clear()
-        restore(SESSION_CONTEXT, self.session, self.previous)
+    def _close(self) -> None:
+        """Make current again what was before, unless that has ended as well."""
+        self.has_ended = True
+        session, self.session = self.session, None
+        if self.how != "create":
+            return
+        if self._registry is not None:
+            _unregister(self._registry, session)
+        if self.previous is not None:
+            self.previous = _living(self.previous)
+        restore(SESSION_CONTEXT, session, self.previous)
+
+
+def _is_async(session: Any) -> bool:
+    return hasattr(session, "sync_session")
 
 
 def _factory_of(session: Any) -> Any:
-    return getattr(_sync(session), "_scope", None)
+    scope = getattr(session, "_seance_scope", None)
+    return None if scope is None else scope.using
 
 
-def _sync(session: Any) -> Any:
-    return getattr(session, "sync_session", session)
+def _has_ended(session: Any) -> bool:
+    """Whether *session* was made by a block that has ended."""
+    scope = getattr(session, "_seance_scope", None)
+    return scope is not None and scope.has_ended
 
 
-def _translated(error: BaseException) -> BaseException | None:
-    """Give what the caller sees instead of *error*, if anything."""
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, SeanceError):
-        return wrap(error)
-    return None
+def _living(session: Any) -> Any:
+    """
+    Give *session*, or what was current around it if it has ended.
+
+    Blocks of generators end in any order, and a task may outlive the block that
+    it was started in.
+    """
+    while session is not None and _has_ended(session):
+        session = session._seance_scope.previous
+    return session
+
+
+def _unregister(registry: Any, session: Any) -> None:
+    if registry.has() and registry() is session:
+        registry.clear()
+    elif isinstance(registry.registry, dict):
+        for key, registered in list(registry.registry.items()):
+            if registered is session:
+                del registry.registry[key]
+
+
+def _refuse(function: Any, kind: str, why: str) -> NoReturn:
+    name = getattr(function, "__qualname__", repr(function))
+    raise SessionError(f"{kind}() cannot decorate {name}, {why}")
 
 
 class session_manager(_Scope):  # noqa: N801  # used like a function
@@ -261,7 +366,8 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
 
     A joined block neither commits, rolls back nor closes. A block that owns its
     session rolls back on an error, commits on success with *auto_commit*, and
-    closes in any case. Entering does no I/O.
+    closes in any case. Entering does no I/O, unless for a SAVEPOINT. Decorates
+    functions as well: each call is a block of its own.
 
     Args:
         using: The factory to use; a current session made by another is not joined.
@@ -272,19 +378,34 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
         expire: Overrides ``expire_on_commit`` for the commit.
 
     Raises:
-        SessionError: No session and no factory, or the current one is async.
+        SessionError: No session and no factory, or the current one is async; or
+            the block that owns the session has ended before this one.
         DatabaseError: For any error of SQLAlchemy or the driver, which keeps its
             class and is the ``__cause__``.
     """
 
     kind = "session_manager"
     other = "async_session_manager"
+    factory = "session"
     __slots__ = ()
 
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Run each call of *function* in a block with these options."""
+        if isgeneratorfunction(function) or isasyncgenfunction(function):
+            _refuse(function, self.kind, "a generator; open the block inside of it")
+        if iscoroutinefunction(function):
+            _refuse(function, self.kind, f"a coroutine function; use {self.other}()")
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self._again():
+                return function(*args, **kwargs)
+
+        return call
+
     def __enter__(self) -> Session:
-        how = self.open()
-        if how is Entry.SAVEPOINT:
-            self.transaction = self.session.begin_nested()
+        if self._open() == "savepoint":
+            self._transaction = self.session.begin_nested()
         session: Session = self.session
         return session
 
@@ -295,30 +416,21 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self.created:
-                how = ending(error, auto_commit=self.auto_commit)
-                try:
-                    finish(self.session, how, self.expire)
-                except Exception as second:
-                    if error is None:
-                        raise
-                    error.add_note(f"ending the session failed as well: {second}")
-            elif self.transaction is not None:
-                if self.transaction.is_active or error is not None:
-                    self.transaction.__exit__(kind, error, traceback)
-            else:
-                self.left_joined(error)
+            if self._transaction is not None:
+                _attempt(
+                    lambda: self._transaction.__exit__(kind, error, traceback),
+                    "rolling back a savepoint of",
+                    error,
+                )
+            if (how := self._ending(error)) != "leave":
+                finish(self.session, how, error, self.expire)
         except SQLAlchemyError as failed:
-            seen = _translated(failed)
-            if seen is None:
-                raise
-            raise seen from failed
+            translate(failed)
+            raise
         finally:
-            self.close_context()
+            self._close()
         if error is not None:
-            seen = _translated(error)
-            if seen is not None:
-                raise seen from error
+            translate(error)
 
 
 class async_session_manager(_Scope):  # noqa: N801  # used like a function
@@ -326,12 +438,28 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
 
     kind = "async_session_manager"
     other = "session_manager"
+    factory = "async_session"
     __slots__ = ()
 
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, T]]
+    ) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Run each call of *function* in a block with these options."""
+        if isgeneratorfunction(function) or isasyncgenfunction(function):
+            _refuse(function, self.kind, "a generator; open the block inside of it")
+        if not iscoroutinefunction(function):
+            _refuse(function, self.kind, f"no coroutine function; use {self.other}()")
+
+        @wraps(function)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            async with self._again():
+                return await function(*args, **kwargs)
+
+        return call
+
     async def __aenter__(self) -> AsyncSession:
-        how = self.open()
-        if how is Entry.SAVEPOINT:
-            self.transaction = await self.session.begin_nested()
+        if self._open() == "savepoint":
+            self._transaction = await self.session.begin_nested()
         session: AsyncSession = self.session
         return session
 
@@ -342,60 +470,84 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self.created:
-                how = ending(error, auto_commit=self.auto_commit)
-                try:
-                    await _shielded(self._finish(how))
-                except Exception as second:
-                    if error is None:
-                        raise
-                    error.add_note(f"ending the session failed as well: {second}")
-            elif self.transaction is not None:
-                if self.transaction.is_active or error is not None:
-                    await _shielded(
-                        self.transaction.__aexit__(kind, error, traceback)
-                    )
-            else:
-                self.left_joined(error)
+            if self._transaction is not None:
+                ended = self._transaction.__aexit__(kind, error, traceback)
+                await _shielded(
+                    greenlet_spawn(
+                        _attempt,
+                        lambda: await_only(ended),
+                        "rolling back a savepoint of",
+                        error,
+                    ),
+                    error,
+                )
+            if (how := self._ending(error)) != "leave":
+                await self._finish(how, error)
         except SQLAlchemyError as failed:
-            seen = _translated(failed)
-            if seen is None:
-                raise
-            raise seen from failed
+            translate(failed)
+            raise
         finally:
-            self.close_context()
+            self._close()
         if error is not None:
-            seen = _translated(error)
-            if seen is not None:
-                raise seen from error
+            translate(error)
 
-    async def _finish(self, how: Ending) -> None:
-        await self.session.run_sync(lambda sync: finish(sync, how, self.expire))
+    async def _finish(self, how: Ending, error: BaseException | None) -> None:
+        session = _Waiting(self.session)
+        if how == "commit":
+            try:
+                # Apart from the commit: it may be cancelled, and nothing is kept.
+                await self.session.flush()
+            except BaseException as failed:
+                undone = greenlet_spawn(finish, session, "rollback", failed, None)
+                await _shielded(undone, failed)
+                raise
+        await _shielded(greenlet_spawn(finish, session, how, error, self.expire), error)
 
 
-async def _shielded(step: Any) -> None:
+class _Waiting:
+    """An async session as :func:`finish` sees it: waiting looks like a call."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def commit(self, **options: Any) -> None:
+        await_only(self._session.commit(**options))
+
+    def rollback(self) -> None:
+        await_only(self._session.rollback())
+
+    def close(self) -> None:
+        await_only(self._session.close())
+
+
+async def _shielded(
+    step: Coroutine[Any, Any, None], error: BaseException | None
+) -> None:
     """
     Run *step* to its end, also while this task is being cancelled.
 
+    Args:
+        error: What the block left with.
+
     Raises:
-        CancelledError: After the end of *step*, if there was a cancellation.
+        CancelledError: After the end of *step*, if there was a cancellation; none
+            if *error* is one already, or the like.
     """
     task = asyncio.ensure_future(step)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:
-            break
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            log.error("seance: ending a cancelled scope failed", exc_info=task.exception())
+            await asyncio.wait([task])
+        except asyncio.CancelledError as another:
+            cancelled = another
+    if cancelled is None:
+        task.result()
+        return
+    failed = None if task.cancelled() else task.exception()
+    if failed is not None:
+        log.error("seance: ending a cancelled scope failed", exc_info=failed)
+    if error is None or isinstance(error, Exception):
         raise cancelled
-    task.result()
 
 
 def current_session() -> Session:
@@ -405,10 +557,10 @@ def current_session() -> Session:
     Raises:
         SessionError: There is none, or it is async.
     """
-    session: Any = SESSION_CONTEXT.get()
+    session: Any = _living(SESSION_CONTEXT.get())
     if session is None:
         raise SessionError("no session is current; open one with session_manager()")
-    if hasattr(session, "sync_session"):
+    if _is_async(session):
         raise SessionError(
             f"the current session is {type(session).__name__}; "
             f"use current_async_session()"
@@ -424,12 +576,12 @@ def current_async_session() -> AsyncSession:
     Raises:
         SessionError: There is none, or it is not async.
     """
-    session: Any = SESSION_CONTEXT.get()
+    session: Any = _living(SESSION_CONTEXT.get())
     if session is None:
         raise SessionError(
             "no session is current; open one with async_session_manager()"
         )
-    if not hasattr(session, "sync_session"):
+    if not _is_async(session):
         raise SessionError(
             f"the current session is {type(session).__name__}; use current_session()"
         )

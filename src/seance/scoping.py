@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import scoped_session as _scoped_session
@@ -30,13 +30,13 @@ class scoped_session(_scoped_session[S]):  # noqa: N801  # the name is SQLAlchem
         session_factory: Callable[..., S],
         scopefunc: Callable[[], Any] | None = None,
     ) -> None:
-        made = getattr(session_factory, "class_", None)
+        made: Any = getattr(session_factory, "class_", None)
         if hasattr(made, "sync_session_class"):
             raise SessionError(
                 f"scoped_session got a factory of {made.__name__}; "
                 f"use async_scoped_session for async sessions"
             )
-        super().__init__(session_factory, scopefunc)
+        super().__init__(session_factory, scopefunc)  # type: ignore[arg-type]  # it only calls the factory
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
         """Give a new bulk on the current session."""
@@ -56,6 +56,36 @@ class scoped_session(_scoped_session[S]):  # noqa: N801  # the name is SQLAlchem
 SessionFactory = sessionmaker[Session] | scoped_session[Session]
 
 
+@overload
+def session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    scoped: Literal[False] = False,
+    *args: Any,
+    **kwargs: Any,
+) -> sessionmaker[Session]: ...
+
+
+@overload
+def session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    *,
+    scoped: Literal[True],
+    **kwargs: Any,
+) -> scoped_session[Session]: ...
+
+
+@overload
+def session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    scoped: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> SessionFactory: ...
+
+
 def session_factory(
     bind: Any = None,
     routing: DatabaseManager | None = None,
@@ -72,5 +102,7 @@ def session_factory(
         raise TypeError(
             f"session_factory() takes keywords after 'scoped', not {args!r}"
         )
-    factory = sessionmaker(bind, class_=Session, routing=routing, **kwargs)
+    if routing is not None:
+        kwargs["routing"] = routing
+    factory: sessionmaker[Session] = sessionmaker(bind, **{"class_": Session, **kwargs})
     return scoped_session(factory) if scoped else factory

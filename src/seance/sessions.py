@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Mapper, SessionTransaction
 from sqlalchemy.orm import Session as _Session
-from sqlalchemy.sql import Select, TextClause
-from sqlalchemy.sql.dml import UpdateBase
 
 from .bulk import SessionBulk
+from .engines import begin_late
 from .errors import SessionError
+from .routing import writes
 
 if TYPE_CHECKING:
     from .async_sessions import AsyncSession
@@ -41,9 +42,9 @@ class Session(_Session):
         self.routing = routing
         # Weak: a cycle would leave an abandoned async session to the collector.
         self._proxy = None if proxy is None else ref(proxy)
-        self._scope: Any = None
-        self._writes = 0
-        self._half_done: BaseException | None = None
+        self._written = False
+        self._watches: list[Watch] = []
+        self._half_done: tuple[BaseException, SessionTransaction | None] | None = None
 
     @property
     def proxy(self) -> AsyncSession | None:
@@ -67,14 +68,14 @@ class Session(_Session):
         Give the engine for a mapper or a statement.
 
         What SQLAlchemy would choose from ``binds`` and ``bind`` comes first,
-        then the routers, then the database ``default``.
+        then the routers, then the database ``default``. Once a transaction has
+        written, all of it goes where writing goes.
 
         Raises:
             RoutingError: No engine, or an unknown one.
         """
-        writes = self._flushing or _writes(clause)
-        if writes:
-            self._writes += 1
+        if self._flushing or (clause is not None and writes(clause)):
+            self._note_write()
         routing = self.routing
         if (
             routing is None
@@ -83,9 +84,14 @@ class Session(_Session):
             or self._has_bind_for(mapper, clause)
         ):
             return super().get_bind(mapper, *args, clause=clause, bind=bind, **kwargs)
-        resource = mapper.class_ if isinstance(mapper, Mapper) else mapper
+        role = "write" if self._written or self._flushing else "read"
         engine = routing.route(
-            resource, "write" if writes else "read", async_mode=self.async_mode
+            mapper.class_ if isinstance(mapper, Mapper) else mapper,
+            role,  # type: ignore[arg-type]  # one of the two
+            async_mode=self.async_mode,
+            session=self.proxy or self,
+            statement=clause,
+            in_transaction=self.in_transaction(),
         )
         return engine.sync_engine if self.async_mode else engine
 
@@ -97,9 +103,16 @@ class Session(_Session):
             return False
         try:
             _Session.get_bind(self, mapper, clause=clause)
-        except Exception:
+        except UnboundExecutionError:
             return False
         return True
+
+    def _note_write(self) -> None:
+        self._written = True
+        if not self._flushing:
+            # What a flush writes was looked at before it: see _flushes().
+            for watch in self._watches:
+                watch.has_written = True
 
     def commit(self, *, expire: bool | None = None) -> None:
         """
@@ -126,22 +139,83 @@ class Session(_Session):
         return SessionBulk(self, proxy_reference=proxy_reference)
 
 
-def _writes(clause: Any) -> bool:
-    if clause is None:
-        return False
-    if isinstance(clause, UpdateBase):
-        return True
-    if isinstance(clause, Select):
-        return clause._for_update_arg is not None
-    if isinstance(clause, TextClause):
-        return not clause.text.lstrip().upper().startswith("SELECT")
-    return False
+class Watch:
+    """
+    What a block that joined a session has written itself.
+
+    What waited to be written before it began is not its own, though a query of
+    the block may flush it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.has_written = False
+        self._waited = _waiting(session)
+        session._watches.append(self)
+
+    def look(self) -> bool:
+        """Take in what waits to be written now; say whether any is the block's."""
+        if not self.has_written:
+            self.has_written = any(
+                key not in self._waited or _differ(values, self._waited[key])
+                for key, values in _waiting(self.session).items()
+            )
+        return self.has_written
+
+    def forget(self) -> None:
+        """The transaction has ended, and what was written with it."""
+        self.has_written = False
+        self._waited = {}
+
+    def end(self, error: BaseException | None) -> bool:
+        """End with the block; if it failed after writing, the work is half done."""
+        session = self.session
+        has_written = self.look()
+        session._watches.remove(self)
+        if error is not None and has_written:
+            transaction = session.get_nested_transaction() or session.get_transaction()
+            session._half_done = error, transaction
+        return has_written
+
+
+def _waiting(session: Session) -> dict[Any, dict[str, Any]]:
+    """Give what a flush would write: each object, and the values it has changed."""
+    return {
+        (kind, state): {key: state.dict.get(key) for key in state.committed_state}
+        for kind, instances in (
+            ("new", session.new),
+            ("dirty", session.dirty),
+            ("deleted", session.deleted),
+        )
+        for state in map(inspect, instances)
+    }
+
+
+def _differ(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    # By identity: a value's own == may do anything.
+    return left.keys() != right.keys() or any(
+        value is not right[key] for key, value in left.items()
+    )
+
+
+@event.listens_for(Session, "after_begin")
+def _begins(
+    session: Session, transaction: SessionTransaction, connection: Connection
+) -> None:
+    if connection.dialect.name == "sqlite" and not transaction.nested:
+        event.listen(connection, "savepoint", begin_late)
+
+
+@event.listens_for(Session, "before_flush")
+def _flushes(session: Session, context: Any, instances: Any) -> None:
+    for watch in session._watches:
+        watch.look()
 
 
 @event.listens_for(Session, "before_commit")
 def _refuse_half_done(session: Session) -> None:
-    cause = session._half_done
-    if cause is not None and session.get_nested_transaction() is None:
+    if session._half_done is not None and session.get_nested_transaction() is None:
+        cause, _ = session._half_done
         raise SessionError(
             "a joined block wrote and then failed "
             f"({type(cause).__name__}: {cause}), and its error was swallowed; "
@@ -152,5 +226,20 @@ def _refuse_half_done(session: Session) -> None:
 
 @event.listens_for(Session, "after_soft_rollback")
 def _rolled_back(session: Session, previous: SessionTransaction) -> None:
-    if previous.parent is None:
+    if session._half_done is None:
+        return
+    _, transaction = session._half_done
+    while transaction is not None:
+        if transaction is previous:
+            session._half_done = None
+            return
+        transaction = transaction.parent
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session._written = False
         session._half_done = None
+        for watch in session._watches:
+            watch.forget()

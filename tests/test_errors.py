@@ -1,0 +1,171 @@
+"""Errors: ours are theirs as well, and travel."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, exc, text
+from sqlalchemy import inspect as look
+from sqlalchemy.orm import exc as orm_exc
+
+import seance
+from seance import DatabaseError, SeanceError, UnresolvedReferenceError
+from seance.errors import UnknownAliasError, describe_key, wrap
+from tests.fixtures.things import Base, Thing
+
+ORIGINAL = ValueError("from the driver")
+
+# The arguments that a class and its subclasses want, where it is not a message.
+ARGUMENTS: dict[type[exc.SQLAlchemyError], tuple[Any, ...]] = {
+    exc.StatementError: ("message", "SELECT 1", {"a": 1}, ORIGINAL),
+    exc.DBAPIError: ("SELECT 1", {"a": 1}, ORIGINAL),
+    exc.CircularDependencyError: ("message", {"a"}, {("a", "a")}),
+    exc.NoReferencedTableError: ("message", "table"),
+    exc.NoReferencedColumnError: ("message", "table", "column"),
+    exc.ObjectNotExecutableError: (3,),
+    exc.UnsupportedCompilationError: (ORIGINAL, int),
+    orm_exc.LoaderStrategyException: (int, "property", None, None, ()),
+    orm_exc.ObjectDeletedError: (look(Thing(id=1)),),
+    orm_exc.UnmappedClassError: (int,),
+    orm_exc.UnmappedInstanceError: (3,),
+}
+
+
+def made(cls: type[exc.SQLAlchemyError]) -> exc.SQLAlchemyError:
+    """Make an error of *cls*, as SQLAlchemy would."""
+    for parent in cls.__mro__:
+        if parent in ARGUMENTS:
+            return cls(*ARGUMENTS[parent])
+    return cls("message")
+
+
+def originals() -> Iterator[Any]:
+    for module in (exc, orm_exc):
+        for name, cls in sorted(vars(module).items()):
+            if (
+                inspect.isclass(cls)
+                and issubclass(cls, exc.SQLAlchemyError)
+                and cls.__module__ == module.__name__
+            ):
+                yield pytest.param(cls, id=f"{module.__name__.split('.')[-2]}.{name}")
+
+
+@pytest.mark.parametrize("cls", [*originals()])
+class TestWrap:
+    def test_both(self, cls: type[exc.SQLAlchemyError]) -> None:
+        """It is caught as the original's class, and as a DatabaseError."""
+        error = made(cls)
+        wrapped = wrap(error)
+
+        for caught_as in (cls, DatabaseError, SeanceError, exc.SQLAlchemyError):
+            with pytest.raises(caught_as):
+                raise wrapped from error
+
+    def test_same(self, cls: type[exc.SQLAlchemyError]) -> None:
+        """It says the same, has the same attributes, and names the original."""
+        error = made(cls)
+        wrapped = wrap(error)
+
+        assert str(error) == str(wrapped)
+        assert error.args == wrapped.args
+        assert error is wrapped.original
+        assert vars(error).items() <= vars(wrapped).items()
+        assert (cls.__name__, cls.__module__) == (
+            type(wrapped).__name__,
+            type(wrapped).__module__,
+        )
+
+    def test_once(self, cls: type[exc.SQLAlchemyError]) -> None:
+        """What is one of ours already stays what it is."""
+        wrapped = wrap(made(cls))
+
+        assert wrapped is wrap(wrapped)
+        assert type(wrapped) is type(wrap(made(cls)))
+
+    def test_pickles(self, cls: type[exc.SQLAlchemyError]) -> None:
+        """It can be sent to another process, if the original can."""
+        error = made(cls)
+        try:
+            pickle.loads(pickle.dumps(error))
+        except TypeError:
+            return
+        again = pickle.loads(pickle.dumps(wrap(error)))
+
+        assert isinstance(again, cls)
+        assert isinstance(again, DatabaseError)
+        assert str(error) == str(again)
+        assert error.args == again.args
+
+
+def test_of_a_driver(url: str) -> None:
+    """A driver's own error comes along, also to another process."""
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    with pytest.raises(exc.IntegrityError) as caught, engine.begin() as connection:
+        connection.execute(text("INSERT INTO thing (name) VALUES ('a'), ('a')"))
+    engine.dispose()
+    wrapped: Any = wrap(caught.value)
+
+    assert caught.value.orig is wrapped.orig
+    assert "INSERT INTO thing" in wrapped.statement
+    again = pickle.loads(pickle.dumps(wrapped))
+    assert str(wrapped) == str(again)
+    assert type(wrapped.orig) is type(again.orig)
+
+
+OURS = [
+    seance.SessionError("wrong"),
+    seance.ConcurrentUseError("wrong"),
+    seance.RoutingError("wrong"),
+    seance.LoadError("wrong"),
+    seance.DatabaseError("wrong"),
+    UnresolvedReferenceError(Thing, {"name": "a"}, "note"),
+    UnknownAliasError("a", ["b", "c"], by="a router"),
+    seance.ResolutionError([]),
+]
+
+
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+def test_ours_pickle(error: SeanceError) -> None:
+    """Errors of our own keep their facts in another process, and their notes."""
+    error.add_note("a note")
+    again = pickle.loads(pickle.dumps(error))
+
+    assert type(error) is type(again)
+    assert str(error) == str(again)
+    assert vars(error) == vars(again)
+    assert error.retryable is again.retryable
+
+
+def test_tree() -> None:
+    """Each is also of the class that people catch already."""
+    for cls, other in {
+        seance.SessionError: RuntimeError,
+        seance.ConcurrentUseError: seance.SessionError,
+        seance.UnresolvedReferenceError: LookupError,
+        seance.RoutingError: exc.UnboundExecutionError,
+        UnknownAliasError: KeyError,
+        seance.LoadError: ValueError,
+        seance.DatabaseError: exc.SQLAlchemyError,
+        seance.ResolutionError: seance.DatabaseError,
+    }.items():
+        assert issubclass(cls, other)
+        assert issubclass(cls, SeanceError)
+
+
+def test_describe_key() -> None:
+    """A key is written as one would write it in a call."""
+    assert "origin='JFK', hour=3" == describe_key({"origin": "JFK", "hour": 3})
+
+
+def test_statement_is_left_alone() -> None:
+    """Wrapping changes nothing of the original."""
+    error = exc.StatementError("message", "SELECT 1", {}, ORIGINAL)
+    before = dict(vars(error))
+    wrap(error).add_note("only here")
+
+    assert before == vars(error)

@@ -1,0 +1,118 @@
+"""Scopes: what is decided, without a database."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from seance import SessionError
+from seance.scopes import decide, ending
+
+BOTH = (False, True)
+
+
+@pytest.mark.parametrize("savepoint", BOTH)
+@pytest.mark.parametrize("on_missing", ["create", "raise"])
+class TestDecide:
+    def test_new(self, on_missing: str, savepoint: bool) -> None:
+        """With new=True it is always another session."""
+        for current, same in itertools.product(BOTH, BOTH):
+            assert "create" == decide(
+                current=current,
+                same_factory=same,
+                new=True,
+                on_missing=on_missing,
+                savepoint=savepoint,
+            )
+
+    def test_current(self, on_missing: str, savepoint: bool) -> None:
+        """A current session of the factory is joined, or is given a savepoint."""
+        assert ("savepoint" if savepoint else "join") == decide(
+            current=True,
+            same_factory=True,
+            new=False,
+            on_missing=on_missing,
+            savepoint=savepoint,
+        )
+
+    def test_other_factory(self, on_missing: str, savepoint: bool) -> None:
+        """A current session of another factory is not."""
+        assert "create" == decide(
+            current=True,
+            same_factory=False,
+            new=False,
+            on_missing=on_missing,
+            savepoint=savepoint,
+        )
+
+    def test_missing(self, on_missing: str, savepoint: bool) -> None:
+        """Without a current session one is made, or missed."""
+        if on_missing == "create":
+            assert "create" == decide(
+                current=False,
+                same_factory=True,
+                new=False,
+                on_missing=on_missing,
+                savepoint=savepoint,
+            )
+        else:
+            with pytest.raises(SessionError, match="on_missing='raise'"):
+                decide(
+                    current=False,
+                    same_factory=True,
+                    new=False,
+                    on_missing=on_missing,
+                    savepoint=savepoint,
+                )
+
+
+class TestEnding:
+    @pytest.mark.parametrize(
+        ("error", "auto_commit", "wanted"),
+        [
+            (None, False, "discard"),
+            (None, True, "commit"),
+            (KeyError(), False, "rollback"),
+            (KeyError(), True, "rollback"),
+            (KeyboardInterrupt(), True, "rollback"),
+            (GeneratorExit(), True, "rollback"),
+        ],
+    )
+    def test_owner(
+        self, error: BaseException | None, auto_commit: bool, wanted: str
+    ) -> None:
+        """An owner commits if it was told to and all went well."""
+        assert wanted == ending(error, owns=True, auto_commit=auto_commit)
+
+    @pytest.mark.parametrize("error", [None, KeyError()])
+    @pytest.mark.parametrize("auto_commit", BOTH)
+    @pytest.mark.parametrize("has_written", BOTH)
+    def test_joined(
+        self, error: BaseException | None, auto_commit: bool, has_written: bool
+    ) -> None:
+        """A joined block leaves the session to its owner."""
+        assert "leave" == ending(
+            error, owns=False, auto_commit=auto_commit, has_written=has_written
+        )
+
+    @pytest.mark.parametrize(
+        ("error", "has_written", "wanted"),
+        [
+            (None, False, "discard"),
+            (None, True, "lose"),
+            (KeyError(), False, "rollback"),
+            (KeyError(), True, "rollback"),
+        ],
+    )
+    def test_orphaned(
+        self, error: BaseException | None, has_written: bool, wanted: str
+    ) -> None:
+        """A joined block whose owner has ended has to end the session itself."""
+        assert wanted == ending(
+            error,
+            owns=False,
+            auto_commit=True,
+            owner_ended=True,
+            has_written=has_written,
+        )
