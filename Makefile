@@ -9,8 +9,9 @@ export PYTHON
 demo: $(VENV)/.flights
 	@$(BIN)/python -m examples.flights $(URL:%=--url %)
 
-test: servers
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(ARGS)
+test: servers $(VENV)/.flights
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 \
+		--dist loadgroup $(ARGS)
 
 lint: $(VENV)/.ready
 	@$(BIN)/ruff format --check .

@@ -189,6 +189,7 @@ class _Load:
         self.as_json = as_json
         self.bar = bar
         self.report: LoadReport | None = None
+        self.is_complete = False
 
     def run(
         self,
@@ -202,23 +203,25 @@ class _Load:
         """Load and print; give the exit code."""
         error = None
         try:
-            with interruptible(), self._shown():
+            with interruptible() as interrupts, self._shown():
                 job = Job(
-                    sys.stdin.buffer if source == "-" else Path(source),
+                    source,
                     imported(into),
                     url,
                     create_tables,
                     {**options, "progress": self._progress},
                 )
-                self.report = job.run()
+                self.report = job.run(interrupts)
+            self.is_complete = True
             code = FINDINGS if self.report.rejected else DONE
         except (Exception, KeyboardInterrupt) as failed:
             told = self._failure(failed)
             if told is None:
                 raise
             code, error = told
-        self._print(code, error)
-        return code
+        if error is not None:
+            _say(f"seance load: {error}")
+        return code if self._print(code, error) else code or FINDINGS
 
     def _shown(self) -> AbstractContextManager[Any]:
         return self.bar or nullcontext()
@@ -234,6 +237,7 @@ class _Load:
             return INTERRUPTED, f"interrupted; {self._kept()}"
         if isinstance(error, RejectedRowsError):
             self.report = error.report
+            self.is_complete = True
             return FINDINGS, str(error)
         if isinstance(error, Mistake):
             return USAGE, str(error)
@@ -242,7 +246,10 @@ class _Load:
             return USAGE, f"{error}; {self._kept()}" if kept else str(error)
         if isinstance(error, (SQLAlchemyError, OSError)):
             notes = [note.removeprefix("load: ") for note in _notes(error)]
-            return FINDINGS, "; ".join([one_line(error), *(notes or [self._kept()])])
+            text = one_line(error)
+            if isinstance(error, OSError) and error.filename is not None:
+                text = f"cannot write {error.filename!r}: {error.strerror}"
+            return FINDINGS, "; ".join([text, *(notes or [self._kept()])])
         place = place_of(error)
         if place is None:
             return None
@@ -257,9 +264,8 @@ class _Load:
             return "whether the commit came through is not known"
         return "nothing was written"
 
-    def _print(self, code: int, error: str | None) -> None:
-        if error is not None:
-            _say(f"seance load: {error}")
+    def _print(self, code: int, error: str | None) -> bool:
+        """Print what there is to tell; give whether that could be done."""
         path = None
         if self.rejects is not None and self.report and self.report.rejected:
             path = os.fspath(self.rejects)
@@ -267,9 +273,20 @@ class _Load:
             told: dict[str, Any] = {} if self.report is None else self.report.as_dict()
             if error is not None:
                 told["error"] = error
-            print(json.dumps({**told, "rejects": path, "exit": code}))
-        elif self.report is not None and code in (DONE, FINDINGS):
-            print("\n".join(text_of(self.report, rejects=path)))
+            text = json.dumps({**told, "rejects": path, "exit": code})
+        elif self.report is not None and self.is_complete:
+            text = "\n".join(text_of(self.report, rejects=path))
+        else:
+            return True
+        try:
+            print(text, flush=True)
+        except OSError as failed:
+            # Python tries once more when it ends, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(failed, BrokenPipeError):
+                _say(f"seance load: the report cannot be printed: {failed.strerror}")
+                return False
+        return True
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -277,4 +294,4 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(" ".join(line.splitlines()), file=sys.stderr)

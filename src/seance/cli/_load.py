@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from seance import Database, LoadReport, RoutingError, Session, SessionBulk
 
 from ._mistake import Mistake, one_line
 from ._model import tables_of
+from ._signals import Interrupts, Pipe
 
 
 @dataclass(slots=True)
@@ -23,17 +27,17 @@ class Job:
     One load: what was asked for.
 
     Attributes:
-        source: A path or an open file.
+        source: A path, or ``-`` for standard input.
         options: What goes to ``bulk.load()`` as it is.
     """
 
-    source: Any
+    source: str
     into: type[Any]
     url: str
     create_tables: bool
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self) -> LoadReport:
+    def run(self, interrupts: Interrupts) -> LoadReport:
         """
         Load, in one scope of one database.
 
@@ -42,26 +46,60 @@ class Job:
             LoadError: The source cannot be used, or has too many bad rows.
             sqlalchemy.exc.SQLAlchemyError: The database failed midway.
         """
-        if isinstance(self.source, Path) and not self.source.exists():
-            raise Mistake(f"there is no file {str(self.source)!r}")
+        with self._opened(interrupts) as source:
+            return self._run(source, interrupts)
+
+    @contextmanager
+    def _opened(self, interrupts: Interrupts) -> Iterator[Any]:
+        """Give what ``bulk.load()`` takes: the path, or a pipe if it is no plain file."""
+        path = Path(self.source)
+        if self.source == "-" and sys.stdin is None:
+            raise Mistake("standard input is closed")
+        if self.source == "-":
+            # Its own descriptor: closing that leaves standard input alone.
+            descriptor = os.dup(sys.stdin.fileno())
+        elif path.is_file() or path.is_dir():
+            yield path
+            return
+        elif not path.exists():
+            raise Mistake(f"there is no file {self.source!r}")
+        else:
+            descriptor = os.open(path, os.O_RDONLY)
+        with (
+            io.FileIO(descriptor) as file,
+            io.BufferedReader(Pipe(file, self.source, interrupts)) as pipe,
+        ):
+            yield pipe
+
+    def _run(self, source: Any, interrupts: Interrupts) -> LoadReport:
         try:
             db = Database(self.url)
             is_async = db.is_async
         except RoutingError as error:
             raise Mistake(f"--url: {error}") from error
         if is_async:
-            return asyncio.run(self._run_async(db))
-        with db, db.session_manager() as session:
-            return self._load(session)
+            return interrupts.run(self._run_async(db, source, interrupts))
+        with db:
+            try:
+                with db.session_manager() as session:
+                    return self._load(session, source)
+            finally:
+                interrupts.over()
 
-    async def _run_async(self, db: Database) -> LoadReport:
-        async with db, db.async_session_manager() as session:
-            return await session.run_sync(self._load)
+    async def _run_async(
+        self, db: Database, source: Any, interrupts: Interrupts
+    ) -> LoadReport:
+        async with db:
+            try:
+                async with db.async_session_manager() as session:
+                    return await session.run_sync(self._load, source)
+            finally:
+                interrupts.over()
 
-    def _load(self, session: Any) -> LoadReport:
+    def _load(self, session: Any, source: Any) -> LoadReport:
         self._check_tables(session)
         bulk: SessionBulk = session.bulk()
-        return bulk.load(self.source, self.into, **self.options)
+        return bulk.load(source, self.into, **self.options)
 
     def _check_tables(self, session: Session) -> None:
         """Connect; create what is missing, in the transaction of the load, or say so."""

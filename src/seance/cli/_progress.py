@@ -14,16 +14,21 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from seance import LoadReport
+
+
+def _whole() -> Column:
+    return Column(no_wrap=True)
 
 
 class _Rows(ProgressColumn):
     def render(self, task: Task) -> Text:
         rows: int = task.fields["rows"]
         speed = rows / task.elapsed if task.elapsed else 0
-        return Text(f"{rows:,} rows  {speed:,.0f} rows/s", justify="right")
+        return Text(f"{rows:>9,} rows {speed:>7,.0f}/s", no_wrap=True)
 
 
 class _Share(ProgressColumn):
@@ -32,7 +37,8 @@ class _Share(ProgressColumn):
     def render(self, task: Task) -> Text:
         if not task.total:
             return Text("")
-        return Text(f"{task.completed / 2**20:.1f}/{task.total / 2**20:.1f} MiB")
+        share = f"{task.completed / 2**20:.1f}/{task.total / 2**20:.1f} MiB"
+        return Text(share, no_wrap=True)
 
 
 class Bar:
@@ -41,10 +47,10 @@ class Bar:
     def __init__(self, source: str) -> None:
         name = "standard input" if source == "-" else source.rpartition("/")[2]
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=_whole()),
             BarColumn(bar_width=None),
-            _Share(),
-            _Rows(),
+            _Share(table_column=_whole()),
+            _Rows(table_column=_whole()),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,

@@ -34,15 +34,14 @@ def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
 
 
 def _counts(report: LoadReport) -> Iterator[str]:
-    rows = [("rows read", report.rows)]
-    # What was undone has become nothing.
-    shown = _COUNTS if report.committed or report.dry_run else ("rejected",)
-    rows += [(name, getattr(report, name)) for name in shown]
-    rows.insert(0, (report.into, ""))  # type: ignore[arg-type]
-    digits = max(len(f"{count:,}") for _, count in rows[1:])
+    # What was created and then undone has not been created.
+    is_undone = not report.dry_run and report.kept != report.rows - report.rejected
+    names = ("kept", "rejected") if is_undone else _COUNTS
+    digits = len(f"{report.rows:,}")
     yield report.into
-    for name, count in rows[1:]:
-        yield f"  {name:<10}  {count:>{digits},}"
+    for name in ("rows", *names):
+        label = "rows read" if name == "rows" else name
+        yield f"  {label:<9}  {getattr(report, name):>{digits},}"
 
 
 def _references(report: LoadReport, width: int) -> Iterator[str]:

@@ -1,35 +1,117 @@
-"""Ctrl-C and SIGTERM."""
+"""Ctrl-C and SIGTERM: what they do to a load, in sync and in async code."""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupts:
+    """
+    What a signal does: it raises ``KeyboardInterrupt`` where the program is.
+
+    Inside an event loop it cancels the task instead. What is raised amid the work
+    of the loop or of an async driver leaves them waiting for what they lost; and
+    ``asyncio.run()`` does the same. Only a task that waits for a :class:`Pipe` gets
+    to no await, so there the error is raised.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._is_waiting = False
+        self._is_taken = False
+        self._is_over = False
+
+    def run(self, work: Awaitable[T]) -> T:
+        """
+        Run *work* in an event loop.
+
+        Raises:
+            KeyboardInterrupt: It was cut off by a signal.
+        """
+        try:
+            # Only Python's own handler of SIGINT is replaced by this.
+            return asyncio.run(self._watched(work))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    async def _watched(self, work: Awaitable[T]) -> T:
+        self._task = asyncio.current_task()
+        return await work
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Have a signal raise inside the block; also one that came shortly before."""
+        self._is_waiting = True
+        try:
+            if self._is_taken:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_waiting = False
+
+    def over(self) -> None:
+        """Ignore signals from here on: what is left to do is brief, and cleans up."""
+        self._is_over = True
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._is_over:
+            return
+        self._is_taken = True
+        if self._task is None or self._is_waiting:
+            raise KeyboardInterrupt
+        # The loop sleeps until something wakes it; a signal alone does not.
+        self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[Interrupts]:
     """
-    Have Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` where the program is.
+    Take signals until the end of the block.
 
-    A signal that was ignored when the program started, as for a background job
-    of a script, stays ignored.
+    One that was ignored when the program started, as in the background of a
+    script, stays ignored.
     """
+    interrupts = Interrupts()
     before = {
-        number: signal.signal(number, _interrupt)
+        number: signal.signal(number, interrupts)
         for number in (signal.SIGINT, signal.SIGTERM)
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-# asyncio.run() puts its own handler only in the place of Python's, so not in the
-# place of this one. Its own asks the task to stop at its next await, and a task
-# that waits for a pipe gets to none.
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class Pipe(io.RawIOBase):
+    """A file that may let its reader wait for long."""
+
+    def __init__(self, file: io.RawIOBase, name: str, interrupts: Interrupts) -> None:
+        self.name = name
+        self._file = file
+        self._interrupts = interrupts
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what there is, or wait for it."""
+        with self._interrupts.waiting():
+            count: int | None = self._file.readinto(buffer)
+            return count
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._file.close()
+        super().close()
