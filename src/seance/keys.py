@@ -228,7 +228,11 @@ class Identifiers:
 
 
 def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """Give the columns of each unique constraint and unique index, smallest first."""
+    """
+    Give the columns of each unique constraint and unique index, the best key first.
+
+    What is never null names every row; after that, the smaller one is better.
+    """
     found = [
         tuple(constraint.columns)
         for constraint in table.constraints
@@ -239,14 +243,17 @@ def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
             option.get("where") is not None for option in index.dialect_options.values()
         )
         # An index over an expression or over a part of the rows names no row.
-        if (
-            index.unique
-            and not partial
-            and len(index.columns) == len(index.expressions)
-        ):
+        plain = all(isinstance(part, Column) for part in index.expressions)
+        if index.unique and not partial and plain:
             found.append(tuple(index.columns))
     # Constraints are kept in a set: an order of our own makes it repeatable.
-    found.sort(key=lambda columns: (len(columns), [column.name for column in columns]))
+    found.sort(
+        key=lambda columns: (
+            any(column.nullable for column in columns),
+            len(columns),
+            [column.name for column in columns],
+        )
+    )
     yield from found
 
 

@@ -9,20 +9,26 @@ on. Validated inside a bulk, equal keys give one and the same proxy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, time
+from decimal import Decimal
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-from sqlalchemy import inspect
+from sqlalchemy import Column, inspect
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
 
 from .context import SESSION_BULK_CONTEXT
 from .errors import UnresolvedReferenceError
-from .keys import Identifiers, Part, Shape, identifiers
+from .keys import Identifiers, Part, Shape, column_type, identifiers
 
 T = TypeVar("T")
 
@@ -68,13 +74,16 @@ class Proxy:
         if self._seance_row is None and self._seance_target is None:
             if name in shape.names:
                 return self._seance_values[shape.names.index(name)]
+            if name.startswith("__") and not hasattr(shape.entity, name):
+                # What Python asks of any object; hasattr() must have its answer.
+                raise AttributeError(name)
             raise UnresolvedReferenceError(shape.entity, key_of(self), repr(name))
         try:
             return getattr(target_of(self), name)
         except MissingGreenlet as error:
             raise UnresolvedReferenceError(
-                shape.entity, key_of(self), f"{name!r} (bound, not loaded)"
-            ).with_traceback(None) from _hydrate_hint(error)
+                shape.entity, key_of(self), repr(name), is_bound=True
+            ) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(target_of(self, f"{name!r}"), name, value)
@@ -96,8 +105,7 @@ class Proxy:
                 return (
                     not is_resolved(self)
                     and not is_resolved(other)
-                    and self._seance_shape is other._seance_shape
-                    and self._seance_values == other._seance_values
+                    and _spelled(self) == _spelled(other)
                 )
             other = target_of(other)
         return is_resolved(self) and bool(target_of(self) == other)
@@ -136,9 +144,12 @@ def _itself(instance: T) -> T:
     return instance
 
 
-def _hydrate_hint(error: Exception) -> Exception:
-    error.add_note('bind loads the identity only; use bulk.resolve(strategy="hydrate")')
-    return error
+def _spelled(value: Any) -> Any:
+    """Give what tells keys apart that no registry has made one."""
+    if type(value) is Proxy:
+        parts = tuple(_spelled(part) for part in value._seance_values)
+        return value._seance_shape, parts
+    return token_of(value)
 
 
 def is_resolved(proxy: Proxy) -> bool:
@@ -197,6 +208,30 @@ def settle_instance(proxy: Proxy, row: tuple[Any, ...] | None, instance: Any) ->
     _set(proxy, "_seance_target", instance)
 
 
+def unsettle(proxy: Proxy) -> None:
+    """Forget what *proxy* stands for."""
+    for name in ("_seance_row", "_seance_session", "_seance_target"):
+        _set(proxy, name, None)
+
+
+def _follow(proxy: Proxy, other: Proxy) -> None:
+    """Let *proxy* stand for what *other* stands for."""
+    for name in ("_seance_row", "_seance_session", "_seance_target"):
+        _set(proxy, name, _get(other, name))
+
+
+def columns_held(instance: Any, columns: Iterable[Column[Any]]) -> tuple[Any, ...]:
+    """Give columns of a mapped instance, ``None`` for what is not loaded; no I/O."""
+    state = inspect(instance)
+    mapper = state.mapper
+    # What is expired is still the same row.
+    known = dict(zip(mapper.primary_key, state.identity or (), strict=False))
+    return tuple(
+        state.dict.get(mapper.get_property_by_column(column).key, known.get(column))
+        for column in columns
+    )
+
+
 def instance_for(
     mapper: Mapper[Any], identity: tuple[Any, ...], session: Session | None
 ) -> Any:
@@ -229,6 +264,8 @@ class Registry:
         self.raw: dict[ReferenceValidator, dict[Any, Proxy]] = {}
         #: What was added since :meth:`forget_unresolved`, and where it is kept.
         self._added: list[tuple[dict[Any, Proxy], Any]] = []
+        #: Proxies made outside, each with the one that stands for it here.
+        self._adopted: list[tuple[Proxy, Proxy]] = []
 
     def remember(self, validator: ReferenceValidator, given: Any, proxy: Proxy) -> None:
         """Remember what *validator* made of an input."""
@@ -242,32 +279,55 @@ class Registry:
         """Give the one proxy for this key."""
         proxies = self._proxies.get(shape)
         if proxies is None:
-            proxies = self._proxies[shape] = {}
-        token = tuple([_token(value) for value in values])
+            proxies = self._proxies.setdefault(shape, {})
+        token = tuple([token_of(value) for value in values])
         found = proxies.get(token)
         if found is None:
-            found = proxies[token] = Proxy(shape, values)
+            # Another thread may have come first.
+            found = proxies.setdefault(token, Proxy(shape, values))
             self._added.append((proxies, token))
         return found
 
     def adopt(self, proxy: Proxy) -> Proxy:
-        """Take in a proxy that was made outside; give the one that stands for it."""
+        """
+        Take in a proxy that was made outside; give the one that stands for it.
+
+        The other one follows it: whoever made it holds that one.
+        """
         shape = proxy._seance_shape
-        values = tuple(
-            self.adopt(value) if type(value) is Proxy else value
-            for value in proxy._seance_values
-        )
+        given = proxy._seance_values
+        values = tuple(self.adopt(v) if type(v) is Proxy else v for v in given)
+        if all(mine is theirs for mine, theirs in zip(values, given, strict=True)):
+            token = tuple([token_of(value) for value in values])
+            self._proxies.setdefault(shape, {}).setdefault(token, proxy)
         found = self.intern(shape, values)
-        if found is not proxy and not is_resolved(found):
-            # The caller's model holds the foreign one, so that one is kept.
-            token = tuple([_token(value) for value in values])
-            self._proxies[shape][token] = proxy
-            return proxy
+        self._adopted.append((proxy, found))
+        if is_resolved(proxy) and not is_resolved(found):
+            _follow(found, proxy)
+        elif found is not proxy:
+            _follow(proxy, found)
         return found
 
+    def settle_adopted(self) -> None:
+        """Let the proxies that were made outside follow those that stand for them."""
+        for proxy, found in self._adopted:
+            if found is not proxy:
+                _follow(proxy, found)
+
+    def find(self, proxy: Proxy) -> Proxy | None:
+        """Give the proxy that stands here for the key of *proxy*."""
+        token = []
+        for value in proxy._seance_values:
+            inner = self.find(value) if type(value) is Proxy else value
+            if inner is None and value is not None:
+                return None
+            token.append(token_of(inner))
+        return self._proxies.get(proxy._seance_shape, {}).get(tuple(token))
+
     def __iter__(self) -> Iterator[Proxy]:
-        for proxies in self._proxies.values():
-            yield from proxies.values()
+        # Others may add meanwhile.
+        for proxies in list(self._proxies.values()):
+            yield from list(proxies.values())
 
     def __len__(self) -> int:
         return sum(map(len, self._proxies.values()))
@@ -280,6 +340,7 @@ class Registry:
     def forget(self) -> None:
         """Drop every reference."""
         self._proxies.clear()
+        self._adopted.clear()
         self.raw.clear()
         self._added.clear()
 
@@ -291,16 +352,23 @@ class Registry:
         self._added.clear()
 
 
-def _token(value: Any) -> Any:
+def token_of(value: Any) -> Any:
+    """Give what tells *value* apart in a key: equal to Python is not enough."""
     kind = type(value)
-    if kind is datetime:
-        # Equal instants in two zones are two texts to a column without zone.
-        return value, value.tzinfo
+    if kind is str or kind is int:
+        return value
+    if kind is datetime or kind is time:
+        # Equal instants in two zones are two texts to a column without zone; an
+        # hour that comes twice when clocks go back differs by its fold only.
+        return kind, value, value.tzinfo, value.fold
+    if kind is Decimal:
+        # A type that stores text keeps 1.0 and 1.00 apart.
+        return kind, value.as_tuple()
     if kind is Proxy or hasattr(value, "_sa_instance_state"):
         # A proxy has no hash of its own before it is resolved, and an instance
         # may define equality as it likes; both stay alive in the proxy made here.
         return "instance", id(value)
-    return value
+    return kind, value
 
 
 class ReferenceValidator:
@@ -459,7 +527,7 @@ class ReferenceValidator:
                 self._nested[part.name] = nested
             return nested.reference(value, registry)
         try:
-            return adapter.validate_python(value)
+            return _validated(part.columns[0], adapter, value)
         except ValidationError as error:
             raise PydanticCustomError(
                 "reference_key",
@@ -518,12 +586,26 @@ class ReferenceValidator:
         }
 
 
+# Types that Pydantic would take for another one, which makes one key of several.
+_NEVER: dict[type[Any], tuple[type[Any], ...]] = {
+    bool: (int, float, Decimal),
+    float: (int,),
+    bytes: (str, int, float, Decimal),
+}
+
+
+def _validated(column: Column[Any], adapter: TypeAdapter[Any], value: Any) -> Any:
+    """Bring *value* to the type of *column*, or raise ``ValidationError``."""
+    strict = column_type(column) in _NEVER.get(type(value), ())
+    return adapter.validate_python(value, strict=strict or None)
+
+
 def _fits(shape: Shape, value: Any) -> bool:
     adapter = shape.adapters[0]
     if adapter is None:
         return False
     try:
-        adapter.validate_python(value)
+        _validated(shape.columns[0], adapter, value)
     except ValidationError:
         return False
     return True
@@ -540,18 +622,10 @@ _WRITTEN_DIFFERENTLY: dict[type[Any], tuple[type[Any], ...]] = {
 
 
 def _fits_strictly(shape: Shape, value: Any) -> bool:
-    expected = _python_type(shape)
+    expected = column_type(shape.columns[0])
     if expected in _WRITTEN_DIFFERENTLY.get(type(value), ()):
         return False
     return _fits(shape, value)
-
-
-def _python_type(shape: Shape) -> Any:
-    from_column = shape.columns[0].type
-    try:
-        return from_column.python_type
-    except NotImplementedError:
-        return None
 
 
 class Key:

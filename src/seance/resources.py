@@ -7,6 +7,7 @@ its own; its fields are attributes of the entity, relationships are references.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -44,12 +45,54 @@ class Spec(BaseModel, Generic[T]):
             UnresolvedReferenceError: A reference is not resolved yet.
         """
         entity = entity_of(type(self))
-        values = {}
-        for name in type(self).model_fields:
-            value = self.__dict__[name]
-            if name in self.model_fields_set or value is not None:
-                values[name] = target_of(value) if type(value) is Proxy else value
+        values = {
+            name: as_attribute(value) for name, value in given_fields(self).items()
+        }
         return cast(T, entity(**values))
+
+
+def given_fields(spec: Spec[Any]) -> dict[str, Any]:
+    """Give the attributes that *spec* sets: fields that were set or have a default."""
+    held, given = spec.__dict__, spec.model_fields_set
+    return {
+        name: held[name]
+        for name in type(spec).model_fields
+        if name in given or held[name] is not None
+    }
+
+
+def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> Any:
+    """
+    Give what an attribute of a mapped instance gets for what a payload holds.
+
+    Args:
+        instance: Gives the instance to use for one that was given.
+
+    Raises:
+        UnresolvedReferenceError: A reference is not resolved yet.
+    """
+    if type(value) is Proxy:
+        return target_of(value)
+    if isinstance(value, Spec):
+        return value.to_resource()
+    if isinstance(value, (list, set)):
+        # Most collections hold plain values and are passed on as they are.
+        items = [as_attribute(item, instance) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else (items if isinstance(value, list) else set(items))
+    return instance(value) if hasattr(value, "_sa_instance_state") else value
+
+
+def instances_in(value: Any) -> Iterator[Any]:
+    """Give the references and mapped instances of an attribute."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from instances_in(item)
+    elif isinstance(value, Spec):
+        for part in given_fields(value).values():
+            yield from instances_in(part)
+    elif type(value) is Proxy or hasattr(value, "_sa_instance_state"):
+        yield value
 
 
 def entity_of(model: type[Any]) -> type[Any]:

@@ -7,7 +7,7 @@ the two public classes differ in whether one waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
@@ -24,13 +24,17 @@ from ..references import (
     Proxy,
     Registry,
     is_resolved,
+    key_of,
     shape_of,
     target_of,
+    unsettle,
 )
 from ..resources import Spec, entity_of
 from . import _run, _values
 from ._collector import paused
+from ._dialects import ensure_transaction
 from ._load import Commit, LoadMissing, Progress, Source, load
+from ._local import Local, settle
 from ._plan import BATCH
 from ._report import BulkReport, Failure, LoadReport, Reject, Resolution
 from ._run import Strategy
@@ -81,7 +85,13 @@ class Bulk:
         self._values: list[_values.Value] = []
         self._models: list[BaseModel] = []
         self._hydrated: set[int] = set()
+        #: References that stand for values.
+        self._named: list[Proxy] = []
+        self._given: set[int] = set()
         self._previous: list[Any] = []
+        # Work that was there before this bulk is not for it to undo.
+        self._began_inside = bool(session.in_transaction())
+        self._savepoint: SessionTransaction | None = None
 
     def __repr__(self) -> str:
         return (
@@ -120,7 +130,8 @@ class Bulk:
             self._add_value(instance, type(instance))
 
     def _add_value(self, given: Any, entity: type[Any]) -> None:
-        if not any(value.given is given for value in self._values):
+        if id(given) not in self._given:
+            self._given.add(id(given))
             self._values.append(_values.Value(given, entity))
 
     def entries(self) -> Iterator[BulkEntry]:
@@ -183,6 +194,7 @@ class Bulk:
         return found
 
     def _enter(self) -> None:
+        self._began_inside = bool(self.session.in_transaction())
         self._previous.append(SESSION_BULK_CONTEXT.get())
         SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # always one of the two below
 
@@ -199,44 +211,97 @@ class Bulk:
     ) -> Resolution:
         _check(scope, "scope", ("all", "references", "values"))
         _check(strategy, "strategy", ("bind", "hydrate"))
-        resolved = 0
-        failures: list[Failure] = []
-        bound = 0
+        references: list[Proxy] = []
         if scope != "values":
-            wanted = [
+            references = [
                 proxy
                 for proxy in self._registry
                 if not is_resolved(proxy)
                 or (strategy == "hydrate" and id(proxy) not in self._hydrated)
             ]
-            local = _values.index(self._values, {shape_of(p) for p in wanted})
-            with paused():
-                record, resolved, unfound = _run.resolve(
-                    session,
-                    wanted,
-                    strategy=strategy,
-                    known=local,
-                    size=batch_size or BATCH,
-                )
-            failures = [_run.failure(u, self._locate(u[0])) for u in unfound]
-            if failures and raise_errors:
-                raise ResolutionError(failures)
-            record()
-            if strategy == "hydrate":
-                self._hydrated.update(id(p) for p in wanted if is_resolved(p))
-        if scope != "references":
-            bound, missing = _values.bind(session, self._values, strategy)
-            if scope == "values" and missing and raise_errors:
-                raise ResolutionError(missing)
-        return Resolution(resolved, len(failures), bound, tuple(failures))
+        local = Local(list(self._values), self._registry)
+        outcome, missing = self._ask(
+            session, references, local, scope, strategy, batch_size or BATCH
+        )
+        failures = self._failures([*outcome.unfound, *missing])
+        if failures and raise_errors:
+            raise ResolutionError(failures)
+        outcome.record()
+        rows = {
+            value: _run.attributes_of(inspect(value.entity), outcome.rows[id(key)])
+            for value, key in local.keys.items()
+            if scope != "references" and id(key) in outcome.rows
+        }
+        # Where values are not asked for, those are made that a reference names.
+        named = [local.named(proxy) for proxy in references if local.values]
+        values = (
+            [value for value in dict.fromkeys(named) if value is not None]
+            if scope == "references"
+            else list(local.values)
+        )
+        settled = (
+            settle(
+                session, values, local, references, rows, fills=strategy == "hydrate"
+            )
+            if values
+            else []
+        )
+        self._named.extend(settled)
+        self._registry.settle_adopted()
+        if strategy == "hydrate":
+            self._hydrated.update(id(p) for p in references if is_resolved(p))
+        return Resolution(
+            resolved=outcome.answered + len(settled),
+            unresolved=len(outcome.unfound),
+            values=sum(value.is_row for value in rows),
+            failures=tuple(failures),
+        )
 
-    def _locate(self, proxy: Proxy) -> list[tuple[int | str, ...]]:
-        return [
-            (number, *loc) if len(self._models) > 1 else loc
-            for number, model in enumerate(self._models)
-            for loc, held in _proxies_in(model)
-            if held is proxy or held == proxy
+    def _ask(
+        self,
+        session: Session,
+        references: list[Proxy],
+        local: Local,
+        scope: Scope,
+        strategy: Strategy,
+        size: int,
+    ) -> tuple[_run.Outcome, list[_run.Unfound]]:
+        hydrates = strategy == "hydrate"
+        asked = [
+            key
+            for value, key in local.keys.items()
+            if not value.is_row or (hydrates and not value.is_filled)
         ]
+        if scope == "references":
+            asked = []
+        of_values = {id(key) for key in asked}
+        wanted: Collection[Proxy] = references
+        if local.values:
+            of_values |= {id(p) for p in references if local.named(p) is not None}
+            wanted = {id(proxy): proxy for proxy in [*references, *asked]}.values()
+        with paused():
+            outcome = _run.resolve(
+                session,
+                wanted,
+                strategy=strategy,
+                of_values=of_values,
+                size=size,
+            )
+        return outcome, [
+            (key, "missing", [])
+            for key in asked
+            if scope == "values" and id(key) not in outcome.rows
+        ]
+
+    def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:
+        places: dict[int, list[tuple[int | str, ...]]] = {}
+        found = list(unfound)
+        for number, model in enumerate(self._models if found else ()):
+            for loc, proxy in _proxies_in(model):
+                kept = self._registry.find(proxy)
+                where = (number, *loc) if len(self._models) > 1 else loc
+                places.setdefault(id(kept), []).append(where)
+        return [_run.failure(each, places.get(id(each[0]), ())) for each in found]
 
     def _flush(
         self,
@@ -247,6 +312,10 @@ class Bulk:
     ) -> BulkReport:
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        if self._began_inside and self._savepoint is None:
+            ensure_transaction(session.connection())
+            with _values.set_aside(self._values):
+                self._savepoint = session.begin_nested()
         return _values.flush(
             session,
             self._values,
@@ -255,10 +324,34 @@ class Bulk:
             on_duplicate=on_duplicate,
         )
 
+    def _commit(
+        self,
+        session: Session,
+        on_conflict: OnConflict,
+        update_fields: Iterable[str] | None,
+        on_duplicate: OnDuplicate,
+    ) -> BulkReport:
+        try:
+            report = self._flush(session, on_conflict, update_fields, on_duplicate)
+            session.commit()
+        except BaseException:
+            self._rollback(session)
+            raise
+        self._savepoint = None
+        return report
+
     def _rollback(self, session: Session) -> None:
         for value in self._values:
             value.forget()
-        session.rollback()
+        for proxy in self._named:
+            unsettle(proxy)
+        self._named.clear()
+        savepoint, self._savepoint = self._savepoint, None
+        # One that a failed flush has ended is not active, but the current one.
+        if savepoint is not None and savepoint is session.get_nested_transaction():
+            savepoint.rollback()
+        else:
+            session.rollback()
 
 
 class SessionBulk(Bulk):
@@ -336,20 +429,24 @@ class SessionBulk(Bulk):
         """
         return self._flush(self.session, on_conflict, update_fields, on_duplicate)
 
-    def commit(self, **options: Any) -> BulkReport:
+    def commit(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
         """
-        :meth:`flush`, then commit the session; on an error, roll it back.
+        :meth:`flush`, then commit the session; on an error, :meth:`rollback`.
         """
-        try:
-            report = self.flush(**options)
-            self.session.commit()
-        except BaseException:
-            self.rollback()
-            raise
-        return report
+        return self._commit(self.session, on_conflict, update_fields, on_duplicate)
 
     def rollback(self) -> None:
-        """Roll the session back; values are new again."""
+        """
+        Undo what this bulk wrote; its values are new again.
+
+        Back to where it began, if the session was in a transaction already.
+        """
         self._rollback(self.session)
 
     def load(
@@ -458,28 +555,59 @@ class AsyncSessionBulk(Bulk):
             self._flush, on_conflict, update_fields, on_duplicate
         )
 
-    async def commit(self, **options: Any) -> BulkReport:
+    async def commit(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
         """Async :meth:`SessionBulk.commit`."""
-        try:
-            report = await self.flush(**options)
-            await self.session.commit()
-        except BaseException:
-            await self.rollback()
-            raise
-        return report
+        return await self.session.run_sync(
+            self._commit, on_conflict, update_fields, on_duplicate
+        )
 
     async def rollback(self) -> None:
         """Async :meth:`SessionBulk.rollback`."""
         await self.session.run_sync(self._rollback)
 
-    async def load(self, source: Source, into: type[Any], **options: Any) -> LoadReport:
+    async def load(
+        self,
+        source: Source,
+        into: type[Any],
+        *,
+        on_missing: LoadMissing = "reject",
+        on_conflict: OnConflict = "raise",
+        batch_size: int = 10_000,
+        commit: Commit = "once",
+        max_errors: int | None = 0,
+        rejects: str | PathLike[str] | Any = None,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+        null: Iterable[str] = ("",),
+        format: str | None = None,
+    ) -> LoadReport:
         """
         Async :meth:`SessionBulk.load`.
 
         The event loop runs between statements; reading and validating a batch
         keeps it busy.
         """
-        return await self.session.run_sync(load, source, into, **options)
+        return await self.session.run_sync(
+            load,
+            source,
+            into,
+            on_missing=on_missing,
+            on_conflict=on_conflict,
+            batch_size=batch_size,
+            commit=commit,
+            max_errors=max_errors,
+            rejects=rejects,
+            progress=progress,
+            dry_run=dry_run,
+            null=null,
+            format=format,
+        )
 
 
 def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -503,6 +631,9 @@ def _proxies_in(
     """Give the proxies a payload holds, and where."""
     if type(value) is Proxy:
         yield loc, value
+        for name, part in key_of(value).items():
+            if type(part) is Proxy:
+                yield from _proxies_in(part, (*loc, name))
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from _proxies_in(value.__dict__.get(name), (*loc, name))

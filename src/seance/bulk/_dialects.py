@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import (
     CHAR,
     ColumnElement,
+    Connection,
     Integer,
     Numeric,
     String,
@@ -29,10 +30,12 @@ from sqlalchemy import (
     types,
     union_all,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.selectable import FromClause
 
+from ..engines import begin_late
 from ..keys import Shape
 from ._plan import Batch
 
@@ -136,8 +139,23 @@ class _Bpchar(types.UserDefinedType[str]):
         return "BPCHAR"
 
 
+class _Ready(types.UserDefinedType[Any]):
+    """A type by name, for values that have been through it already."""
+
+    cache_ok = True
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def get_col_spec(self, **_: Any) -> str:
+        return str(self.of.compile(dialect=_POSTGRESQL))
+
+
+_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # a class with no annotations
+
+
 def _unlimited(column_type: Any, dialect: Dialect) -> Any:
-    """Give the type without length or scale: a cast to one would cut the key."""
+    """Give the type without its limits: a cast to one would cut or refuse a key."""
     if isinstance(column_type, types.TypeDecorator):
         return _unlimited(column_type.load_dialect_impl(dialect), dialect)
     if isinstance(column_type, types.Enum):
@@ -148,6 +166,8 @@ def _unlimited(column_type: Any, dialect: Dialect) -> Any:
         return Text() if type(column_type) in _PLAIN_TEXT else column_type
     if isinstance(column_type, Numeric) and not isinstance(column_type, types.Float):
         return Numeric()
+    if isinstance(column_type, types.Integer):
+        return types.BigInteger()
     return column_type
 
 
@@ -166,10 +186,9 @@ def _in_arrays(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
     ):
         sent = _unlimited(column_type, dialect)
         processor = bind_processors([column_type], dialect)[0]
-        parameters[f"seance_key_{n}"] = (
-            list(values) if processor is None else list(map(processor, values))
-        )
-        array = ARRAY(types.NullType() if processor is not None else sent)
+        ready = values if processor is None else map(processor, values)
+        parameters[f"seance_key_{n}"] = _possible(list(ready))
+        array = ARRAY(sent if processor is None else _Ready(sent))
         arrays.append(cast(bindparam(f"seance_key_{n}", type_=array), ARRAY(sent)))
         names.append(column(f"k{n}", column_type))
     table = (
@@ -189,6 +208,20 @@ def _in_arrays(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
             ),
         )
     ]
+
+
+#: What fits into 64 bits.
+_INTEGERS = range(-(2**63), 2**63)
+
+
+def _possible(values: list[Any]) -> list[Any]:
+    """Put NULL, which equals nothing, for what no column can hold."""
+    kinds = set(map(type, values))
+    if kinds == {str} and "\0" in "".join(values):
+        return [None if "\0" in value else value for value in values]
+    if kinds == {int} and not (min(values) in _INTEGERS and max(values) in _INTEGERS):
+        return [value if value in _INTEGERS else None for value in values]
+    return values
 
 
 #: Bound values of one statement where nothing better is known; SQLite before
@@ -227,8 +260,8 @@ def _parameter_tables(batch: Batch) -> Iterator[tuple[int, Keys]]:
                 columns=tuple(table.c[f"k{n}"] for n in range(len(column_types))),
                 parameters={
                     f"k{n}_{ordinal}": value
-                    for ordinal, key in enumerate(chunk)
-                    for n, value in enumerate(key)
+                    for n, column in enumerate(zip(*chunk, strict=True))
+                    for ordinal, value in enumerate(_possible(list(column)))
                 },
             ),
         )
@@ -246,15 +279,29 @@ def on_clause(shape: Shape, nulls: Sequence[bool], keys: Keys) -> list[Any]:
     ]
 
 
-def ensure_transaction(connection: Any) -> None:
+def orders_alike(column_type: Any, dialect: Dialect) -> bool:
+    """Whether values that are equal to the database are equal to Python as well."""
+    if isinstance(column_type, String):
+        return (
+            dialect.name in _BUILDERS
+            and type(column_type) in _PLAIN_TEXT
+            and column_type.collation is None
+        )
+    return type(column_type) in _EXACT
+
+
+_EXACT = frozenset(
+    {types.Integer, types.INTEGER, types.BigInteger, types.BIGINT}
+    | {types.SmallInteger, types.SMALLINT, types.Date, types.DATE, types.DateTime}
+    | {types.DATETIME, types.TIMESTAMP, types.Uuid, types.UUID, types.Boolean}
+)
+
+
+def ensure_transaction(connection: Connection) -> None:
     """
     Begin the transaction that SQLite's driver puts off.
 
-    Without one, releasing the first savepoint commits it. Engines made by
-    ``DatabaseManager`` begin by themselves; others may not.
-    Source: SQLite, "SAVEPOINT", section 2; sqlite3, "Transaction control".
+    Engines made by ``DatabaseManager`` do so by themselves; others may not.
     """
-    if connection.dialect.name != "sqlite":
-        return
-    if not connection.connection.driver_connection.in_transaction:
-        connection.exec_driver_sql("BEGIN")
+    if connection.dialect.name == "sqlite":
+        begin_late(connection)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ from itertools import islice
 from operator import itemgetter
 from time import perf_counter
 from types import NoneType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, AliasPath, ValidationError
-from sqlalchemy import Column, insert
+from sqlalchemy import Column, Connection, insert
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import Mapper, RelationshipProperty, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -32,12 +33,13 @@ from ..references import (
     Key,
     Proxy,
     Registry,
+    columns_held,
     is_resolved,
     serialize_reference,
 )
 from ..resources import check_fields, entity_of
 from ._collector import paused
-from ._dialects import ensure_transaction
+from ._dialects import ensure_transaction, orders_alike
 from ._plan import Batch
 from ._report import LoadReport, ReferenceCount, Reject
 from ._run import look_up, resolve
@@ -53,6 +55,8 @@ Source = str | os.PathLike[str] | IO[Any] | Iterable[Any]
 
 #: Resolved references kept from one batch for the next.
 KEPT_REFERENCES = 50_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,10 @@ class Layout:
             *(column for field in self.references for column in field.local),
         ]
         # In the order of the table, which is the order an INSERT is compiled in.
-        places = {column: n for n, column in enumerate(mapper.local_table.c)}
+        tables = sorted(
+            mapper.tables, key=lambda table: table is not mapper.local_table
+        )
+        places = {c: n for n, c in enumerate(c for table in tables for c in table.c)}
         self.order = sorted(range(len(made)), key=lambda n: places[made[n]])
         self.columns = tuple(made[n] for n in self.order)
         #: The attribute each column is filled by.
@@ -183,7 +190,23 @@ class _Rejects:
             return
         if self._file is None:
             self._file = open(self._target, "w", encoding="utf-8")  # noqa: SIM115  # close() does
-        self._file.write(json.dumps(reject.as_dict(), default=str) + "\n")
+        with self._named():
+            self._file.write(json.dumps(reject.as_dict(), default=str) + "\n")
+
+    def flush(self) -> None:
+        if self._file is not None and not hasattr(self._target, "write"):
+            with self._named():
+                self._file.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Writing tells what went wrong, but not where.
+            if not hasattr(self._target, "write"):
+                error.filename = os.fspath(self._target)
+            raise
 
     def start(self) -> None:
         """Leave no file of an earlier run behind that looks like this one's."""
@@ -199,7 +222,8 @@ class _Rejects:
 
     def close(self) -> None:
         if self._file is not None and not hasattr(self._target, "write"):
-            self._file.close()
+            with self._named():
+                self._file.close()
 
 
 def load(
@@ -227,6 +251,8 @@ def load(
         raise LoadError(f"batch_size is at least 1, not {batch_size}")
     if max_errors is not None and max_errors < 0:
         raise LoadError(f"max_errors is 0 or more, or None, not {max_errors}")
+    if _is_one_file(source, rejects):
+        raise LoadError(f"rejects would overwrite the source, {os.fspath(rejects)!r}")
     rejected = _Rejects(rejects)
     with Records(source, format=format, null=null) as records:
         loader = _Loader(
@@ -247,6 +273,13 @@ def load(
             rejected.close()
 
 
+def _is_one_file(source: Any, rejects: Any) -> bool:
+    paths = (source, rejects)
+    return all(
+        isinstance(path, (str, os.PathLike)) and os.path.exists(path) for path in paths
+    ) and os.path.samefile(source, rejects)
+
+
 def _one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> None:
     if given not in allowed:
         options = ", ".join(repr(option) for option in allowed)
@@ -265,6 +298,16 @@ class _Batch:
     records: list[Record]
     rows: list[Row]
     columns: list[Sequence[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A batch on its way into its table; ``rows`` as its writer takes them."""
+
+    batch: _Batch
+    target: Target
+    writer: Writer
+    rows: list[Row]
 
 
 class _Loader:
@@ -413,9 +456,9 @@ class _Loader:
             if isinstance(error, SQLAlchemyError):
                 kept = self.report.kept
                 error.add_note(
-                    f"load: the error came after {self.report.rows} rows, in the "
-                    f"batch after line {line}; "
-                    + (f"{kept} rows were kept" if kept else "none was kept")
+                    f"load: the error came after {self.report.rows:,} rows, in the "
+                    f"batch after line {line:,}; "
+                    + (f"{kept:,} rows were kept" if kept else "none was kept")
                 )
             raise
 
@@ -425,6 +468,8 @@ class _Loader:
         return self.max_errors is not None and self.report.rejected > self.max_errors
 
     def _commit(self) -> None:
+        # Good rows are kept only if there is a record of the bad ones.
+        self.rejects.flush()
         with self._timed("commit"):
             self.session.commit()
         self.report.committed = True
@@ -433,10 +478,10 @@ class _Loader:
     def _undo(self, outer: Any) -> None:
         """Roll back to where the load began; never hides the error on its way."""
         try:
-            if outer is None:
-                self.session.rollback()
-            elif outer.is_active:
+            if outer is not None and outer.is_active:
                 outer.rollback()
+            else:
+                self.session.rollback()
         except SQLAlchemyError:
             # The connection is gone or the database ended the transaction by
             # itself; either way there is nothing left to undo.
@@ -460,10 +505,10 @@ class _Loader:
         self.report.rows += len(records)
         with self._timed("validate"):
             batches = self._validated(records)
-        for batch in batches:
-            with self._timed("resolve"):
-                kept = self._in_columns(batch)
-            with self._timed("write"):
+        with self._timed("resolve"):
+            resolved = [(batch, self._in_columns(batch)) for batch in batches]
+        with self._timed("write"):
+            for batch, kept in self._in_turns(resolved):
                 self._write(batch, kept)
         # Only what was found is kept: a row that is missing now may come later.
         if len(self.registry) > KEPT_REFERENCES:
@@ -547,12 +592,11 @@ class _Loader:
         refused = self._reject_references(batch, invalid)
         unresolved = [p for p in self.registry.added() if not is_resolved(p)]
         if unresolved:
-            record, _, _ = resolve(self.session, unresolved)
-            record()
+            self._resolve(unresolved)
         columns = [fields[position] for position in layout.plain]
         for reference in layout.references:
             values = fields[reference.position]
-            found = _rows_of(values)
+            found = _rows_of(reference.mapper, values)
             self._count(batch, reference, values, found, refused)
             for position in reference.remote:
                 columns.append(
@@ -604,7 +648,42 @@ class _Loader:
                     batch.records[row], self.labels[reference.name], "missing", message
                 )
 
+    def _in_turns(
+        self, batches: list[tuple[_Batch, list[int]]]
+    ) -> Iterator[tuple[_Batch, list[int]]]:
+        """
+        Give what is written at once: rows of one key one after the other.
+
+        Those that set the same fields are put in order by their writer; others
+        are written apart.
+        """
+        if len(batches) < 2:
+            yield from batches
+            return
+        keys = [batch.layout.key(self.mapper) for batch, _ in batches]
+        rows = sorted(
+            (batch.records[n][0], place, n)
+            for place, (batch, kept) in enumerate(batches)
+            for n in kept
+        )
+        turns: list[list[list[int]]] = []
+        seen: Counter[Any] = Counter()
+        for _, place, n in rows:
+            batch, key = batches[place][0], keys[place]
+            values = [batch.columns[batch.layout.columns.index(c)][n] for c in key]
+            token = (key, *values) if key and None not in values else None
+            turn = 0 if token is None else seen[token]
+            seen[token] += 1
+            if turn >= len(turns):
+                turns.append([[] for _ in batches])
+            turns[turn][place].append(n)
+        for turn_rows in turns:
+            for (batch, _), kept in zip(batches, turn_rows, strict=True):
+                yield batch, kept
+
     def _write(self, batch: _Batch, kept: list[int]) -> None:
+        if not kept:
+            return
         layout = batch.layout
         target = Target(
             self.mapper, layout.columns, layout.key(self.mapper), self.on_conflict
@@ -613,16 +692,66 @@ class _Loader:
         keys = [batch.columns[place] for place in places]
         if self.on_conflict != "raise":
             kept = self._without_null_keys(batch, target, keys, kept)
-        if not kept:
-            return
+        connection = self._connection()
+        write = writer(self.session, connection, target)
+        try:
+            rows = write.rows(batch.columns)
+        except _OF_A_VALUE:
+            rows, kept = self._made_apart(_Writing(batch, target, write, []), kept)
+        if all(orders_alike(c.type, connection.dialect) for c in target.key):
+            kept = _sorted(kept, keys)
+        self._attempt(_Writing(batch, target, write, rows), kept)
+
+    def _made_apart(
+        self, writing: _Writing, kept: list[int]
+    ) -> tuple[list[Row], list[int]]:
+        """Make the rows one by one, and reject those whose values are refused."""
+        columns = writing.batch.columns
+        rows: list[Row] = [()] * len(writing.batch.records)
+        made = []
+        for n in kept:
+            try:
+                [rows[n]] = writing.writer.rows([[values[n]] for values in columns])
+                made.append(n)
+            except _OF_A_VALUE as error:
+                self._reject_refused(writing, n, error)
+        return rows, made
+
+    def _connection(self) -> Connection:
+        """Give the connection that rows are written on, in a transaction."""
+        clause = insert(self.mapper)
         connection = self.session.connection(
-            bind_arguments={"mapper": self.mapper, "clause": insert(target.table)}
+            bind_arguments={"mapper": self.mapper, "clause": clause}
         )
         ensure_transaction(connection)
-        write = writer(self.session, connection, target)
-        rows = write.rows(batch.columns)
-        kept = _sorted(kept, keys)
-        self._attempt(batch, target, write, [rows[n] for n in kept], kept)
+        return connection
+
+    def _tried(self, step: Callable[[], T]) -> tuple[T | None, Exception | None]:
+        """Do *step* in a savepoint; give its result, or why a row was refused."""
+        self._connection()
+        savepoint = self.session.begin_nested()
+        # The session puts a SAVEPOINT off until it is asked for its connection.
+        self._connection()
+        try:
+            result = step()
+            savepoint.commit()
+        except Exception as error:
+            if not _is_of_a_row(error):
+                raise
+            savepoint.rollback()
+            return None, error
+        return result, None
+
+    def _resolve(self, references: list[Proxy]) -> None:
+        """Look references up; one whose key is refused stays unresolved."""
+        outcome, _ = self._tried(lambda: resolve(self.session, references))
+        if outcome is not None:
+            outcome.record()
+        elif len(references) > 1:
+            # In their order: what is inside of a key was registered before it.
+            middle = len(references) // 2
+            self._resolve(references[:middle])
+            self._resolve(references[middle:])
 
     def _without_null_keys(
         self, batch: _Batch, target: Target, keys: list[Any], kept: list[int]
@@ -638,95 +767,99 @@ class _Loader:
             kept = [n for n in kept if values[n] is not None]
         return kept
 
-    def _attempt(
-        self,
-        batch: _Batch,
-        target: Target,
-        write: Writer,
-        rows: list[Row],
-        origins: list[int],
-        *,
-        duplicates_known: bool = False,
-    ) -> None:
+    def _attempt(self, writing: _Writing, origins: list[int]) -> None:
         """
-        Write rows in a savepoint; where one is refused, find it and go on.
+        Write rows, in the order given; where one is refused, go on with the others.
 
-        Duplicates are asked for at once, anything else is found by halving.
+        From then on in the order of the source, so that of two rows which exclude
+        each other the first one stays.
         """
-        if not rows:
+        if not origins or self._written(writing, origins) is None:
             return
-        savepoint = self.session.begin_nested()
-        try:
-            written = write.write(rows)
-            savepoint.commit()
-        except (IntegrityError, DataError, StatementError) as error:
-            if getattr(error, "connection_invalidated", False) or not _is_of_a_row(
-                error
-            ):
-                raise
-            savepoint.rollback()
-            if not duplicates_known and target.key and self.on_conflict == "raise":
-                rows, origins = self._without_duplicates(batch, target, rows, origins)
-                self._attempt(
-                    batch, target, write, rows, origins, duplicates_known=True
-                )
-            elif len(rows) == 1:
-                self._reject_refused(batch, target, origins[0], error)
-            else:
-                middle = len(rows) // 2
-                for part in (slice(None, middle), slice(middle, None)):
-                    self._attempt(
-                        batch,
-                        target,
-                        write,
-                        rows[part],
-                        origins[part],
-                        duplicates_known=True,
-                    )
-            return
-        report = self.report
-        report.created += written.created
-        report.updated += written.updated
-        report.unchanged += written.unchanged
-        report.skipped += written.skipped
+        origins = sorted(origins)
+        if writing.target.key and self.on_conflict == "raise":
+            self._without_duplicates(writing, origins)
+        else:
+            self._halved(writing, origins)
 
-    def _without_duplicates(
-        self, batch: _Batch, target: Target, rows: list[Row], origins: list[int]
-    ) -> tuple[list[Row], list[int]]:
-        """Reject rows whose key a row has already, here or in the database."""
+    def _written(self, writing: _Writing, origins: list[int]) -> Exception | None:
+        """Write rows and count them, or give the error about one of them."""
+        rows = [writing.rows[n] for n in origins]
+        written, error = self._tried(lambda: writing.writer.write(rows))
+        if written is not None:
+            report = self.report
+            report.created += written.created
+            report.updated += written.updated
+            report.unchanged += written.unchanged
+            report.skipped += written.skipped
+        return error
+
+    def _halved(self, writing: _Writing, origins: list[int]) -> list[int]:
+        """Write rows; find those that are refused by halving, reject and give them."""
+        error = self._written(writing, origins) if origins else None
+        if error is None:
+            return []
+        if len(origins) == 1:
+            self._reject_refused(writing, origins[0], error)
+            return origins
+        middle = len(origins) // 2
+        refused = self._halved(writing, origins[:middle])
+        return refused + self._halved(writing, origins[middle:])
+
+    def _without_duplicates(self, writing: _Writing, origins: list[int]) -> None:
+        """
+        Write rows, but reject those whose key a row has already.
+
+        Here, or in the database. Asking for them is much cheaper than halving.
+        """
+        batch, target = writing.batch, writing.target
         columns = [batch.columns[target.columns.index(c)] for c in target.key]
         keys = {n: tuple([values[n] for values in columns]) for n in origins}
-        asked = [n for n, key in keys.items() if None not in key]
-        names = [self.mapper.get_property_by_column(c).key for c in target.key]
-        shape = identifiers(self.mapper).shape(names)
-        width = (False,) * len(names)
-        existing, _ = look_up(
-            self.session, Batch(shape, width, [], [keys[n] for n in asked])
-        )
-        taken = {n for n, row in zip(asked, existing, strict=True) if row is not None}
+        taken = self._taken(target, keys)
         label = ", ".join(
             dict.fromkeys(self.labels[batch.layout.names[c]] for c in target.key)
         )
         first: dict[Any, int] = {}
-        kept = []
-        # In the order of the source: of two that are equal the first one stays.
-        for place, n in sorted(enumerate(origins), key=lambda pair: pair[1]):
-            record, key = batch.records[n], keys[n]
+        turn: list[int] = []
+        later: list[int] = []
+        for n in origins:
             if n in taken:
                 message = f"a row with this ({label}) exists already"
-                self._reject(record, label, "duplicate", message)
-            elif None not in key and key in first:
-                message = f"line {batch.records[first[key]][0]} has the same ({label})"
-                self._reject(record, label, "duplicate", message)
+                self._reject(batch.records[n], label, "duplicate", message)
+            elif None not in keys[n] and keys[n] in first:
+                later.append(n)
             else:
-                first.setdefault(key, n)
-                kept.append(place)
-        kept.sort()
-        return [rows[place] for place in kept], [origins[place] for place in kept]
+                first.setdefault(keys[n], n)
+                turn.append(n)
+        while turn:
+            free = {keys[n] for n in self._halved(writing, turn)}
+            turn = []
+            for n in later:
+                if keys[n] in free:
+                    # The one before it was refused for another reason.
+                    free.discard(keys[n])
+                    first[keys[n]] = n
+                    turn.append(n)
+            later = [n for n in later if first[keys[n]] != n]
+        for n in later:
+            line = batch.records[first[keys[n]]][0]
+            message = f"line {line} has the same ({label})"
+            self._reject(batch.records[n], label, "duplicate", message)
 
-    def _reject_refused(
-        self, batch: _Batch, target: Target, origin: int, error: Exception
-    ) -> None:
+    def _taken(self, target: Target, keys: dict[int, tuple[Any, ...]]) -> set[int]:
+        """Say which of *keys* are those of rows in the database."""
+        asked = [n for n, key in keys.items() if None not in key]
+        names = [self.mapper.get_property_by_column(c).key for c in target.key]
+        shape = identifiers(self.mapper).shape(names)
+        width = (False,) * len(names)
+        wanted = Batch(shape, width, [], [keys[n] for n in asked])
+        answers, _ = self._tried(lambda: look_up(self.session, wanted))
+        # A key that cannot be asked for is found by halving, too.
+        existing = answers[0] if answers is not None else [None] * len(asked)
+        return {n for n, row in zip(asked, existing, strict=True) if row is not None}
+
+    def _reject_refused(self, writing: _Writing, origin: int, error: Exception) -> None:
+        batch, target = writing.batch, writing.target
         original = getattr(error, "orig", None) or error
         message = str(original).strip().splitlines()[0]
         column = getattr(getattr(original, "diag", None), "column_name", None)
@@ -772,14 +905,21 @@ class _Interning:
         self._registry = registry
 
 
-def _is_of_a_row(error: StatementError) -> bool:
+#: What types and drivers raise for a value they cannot take.
+_OF_A_VALUE = (ValueError, TypeError, ArithmeticError, LookupError)
+
+
+def _is_of_a_row(error: Exception) -> bool:
     """Whether the error is about what a row says, not about the statement."""
+    if getattr(error, "connection_invalidated", False):
+        return False
     if isinstance(error, (IntegrityError, DataError)):
         return True
-    # A value the type or the driver cannot take is no error of the database.
-    return error.orig is not None and isinstance(
-        error.orig, (ValueError, TypeError, OverflowError, LookupError)
-    )
+    original = error.orig if isinstance(error, StatementError) else error
+    if isinstance(original, _OF_A_VALUE):
+        return True
+    # Class 22, data exception: not every driver has a DataError for each of them.
+    return (getattr(original, "sqlstate", None) or "").startswith("22")
 
 
 def _sorted(kept: list[int], keys: list[Any]) -> list[int]:
@@ -798,13 +938,13 @@ def _sorted(kept: list[int], keys: list[Any]) -> list[int]:
         return kept  # null, or a type without an order
 
 
-def _rows_of(values: Sequence[Any]) -> list[Row | None]:
+def _rows_of(mapper: Mapper[Any], values: Sequence[Any]) -> list[Row | None]:
     if {Proxy, NoneType}.issuperset(map(type, values)):
         return [None if value is None else value._seance_row for value in values]
-    return [_row_of(value) for value in values]
+    return [_row_of(mapper, value) for value in values]
 
 
-def _row_of(value: Any) -> Row | None:
+def _row_of(mapper: Mapper[Any], value: Any) -> Row | None:
     if value is None:
         return None
     if type(value) is Proxy:
@@ -812,12 +952,8 @@ def _row_of(value: Any) -> Row | None:
         if row is not None or value._seance_target is None:
             return row
         value = value._seance_target
-    mapper = mapper_of(type(value))
-    found = tuple(
-        value.__dict__.get(mapper.get_property_by_column(column).key)
-        for column in identifiers(mapper).fetched
-    )
-    return None if None in found else found
+    row = columns_held(value, identifiers(mapper).fetched)
+    return None if None in row[: len(mapper.primary_key)] else row
 
 
 def _key_values(value: Any) -> Row:

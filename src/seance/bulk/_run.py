@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Select, and_, inspect, select
+from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import Mapper, Session
 
 from ..keys import Part, Shape, identifiers
 from ..references import (
     Proxy,
+    columns_held,
     key_of,
     settle,
     settle_instance,
@@ -31,6 +32,18 @@ Rows = list[tuple[Any, ...] | None]
 Several = dict[int, list[tuple[Any, ...]]]
 
 
+class Outcome(NamedTuple):
+    """What a look-up found."""
+
+    #: Lets the references stand for the rows that answer them.
+    record: Callable[[], None]
+    #: How many references are answered.
+    answered: int
+    unfound: list[Unfound]
+    #: The rows of values, by the id of their key.
+    rows: dict[int, tuple[Any, ...]]
+
+
 def part_values(
     part: Part, value: Any, row_of: Callable[[Proxy], tuple[Any, ...] | None]
 ) -> tuple[Any, ...] | None:
@@ -45,12 +58,8 @@ def part_values(
         if value._seance_target is None:
             return None
         value = value._seance_target
-    mapper = inspect(type(value))
-    values = tuple(
-        value.__dict__.get(mapper.get_property_by_column(remote).key)
-        for remote in part.remote
-    )
-    return None if None in values else values
+    held = columns_held(value, part.remote)
+    return None if None in held else held
 
 
 def resolve(
@@ -58,50 +67,40 @@ def resolve(
     proxies: Iterable[Proxy],
     *,
     strategy: Strategy = "bind",
-    known: Callable[[Proxy], Any] | None = None,
+    of_values: Collection[int] = frozenset(),
     size: int = BATCH,
-) -> tuple[Callable[[], None], int, list[Unfound]]:
+) -> Outcome:
     """
     Look up what *proxies* name; nothing is changed.
 
     Args:
-        known: Gives an instance of the same bulk for a reference, asked first.
+        of_values: The proxies (their ids) that are keys of values: whole rows are
+            fetched for them, and there may be none.
         size: Keys one statement asks for.
-
-    Returns:
-        What records the rows found, how many references they answer, and what
-        was not found.
     """
     found: dict[int, tuple[Any, ...]] = {}
-    instances: dict[int, Any] = {}
-    instances_of: list[Proxy] = []
+    complete: dict[int, tuple[Any, ...]] = {}
     answered: list[tuple[Sequence[Proxy], Rows]] = []
     unfound: list[Unfound] = []
 
     def row_of(proxy: Proxy) -> tuple[Any, ...] | None:
-        return found.get(id(proxy)) or proxy._seance_row
+        row = found.get(id(proxy)) or complete.get(id(proxy))
+        return row or proxy._seance_row
 
     def columns_of(proxy: Proxy) -> tuple[Any, ...] | None:
         values: list[Any] = []
         parts = shape_of(proxy).parts
         for part, value in zip(parts, proxy._seance_values, strict=True):
-            local = instances.get(id(value)) if type(value) is Proxy else None
-            columns = part_values(part, value if local is None else local, row_of)
+            columns = part_values(part, value, row_of)
             if columns is None:
                 return None
             values.extend(columns)
         return tuple(values)
 
     waiting = by_shape(proxies)
-    if known is not None:
-        for shape, members in waiting.items():
-            local = [(proxy, known(proxy)) for proxy in members]
-            instances |= {id(p): i for p, i in local if i is not None}
-            instances_of += [p for p, i in local if i is not None]
-            waiting[shape] = [p for p, i in local if i is None]
     # Only keys inside other keys have to be found by the proxy they are of.
     nested = any(shape.is_nested for shape in waiting)
-    count = len(instances)
+    count = 0
     while waiting:
         ready: list[tuple[Shape, Sequence[Proxy], Sequence[Values]]] = []
         left: dict[Shape, list[Proxy]] = {}
@@ -120,7 +119,19 @@ def resolve(
             break
         waiting = left
         for shape, asked_for, keys in ready:
-            for batch in batches(shape, asked_for, keys, size=size):
+            others, mine = _apart(asked_for, keys, of_values)
+            for batch in batches(shape, *mine, size=size):
+                columns = whole_row(shape.mapper)
+                rows, several = look_up(session, batch, columns=columns)
+                unfound.extend(_unfound(batch, rows, several, required=False))
+                complete |= {
+                    id(proxy): row
+                    for place, (proxy, row) in enumerate(
+                        zip(batch.proxies, rows, strict=True)
+                    )
+                    if row is not None and place not in several
+                }
+            for batch in batches(shape, *others, size=size):
                 rows, several = look_up(session, batch, strategy)
                 if None in rows or several:
                     unfound.extend(_unfound(batch, rows, several))
@@ -136,7 +147,10 @@ def resolve(
                     }
     # What is still waiting has a key inside that names no row.
     unfound.extend(
-        (proxy, "missing", []) for left in waiting.values() for proxy in left
+        (proxy, "missing", [])
+        for members in waiting.values()
+        for proxy in members
+        if id(proxy) not in of_values
     )
 
     def record() -> None:
@@ -147,19 +161,49 @@ def resolve(
                         settle_instance(proxy, row[:-1], row[-1])
             else:
                 settle(members, rows, session)
-        for proxy in instances_of:
-            settle_instance(proxy, None, instances[id(proxy)])
 
-    return record, count, unfound
+    return Outcome(record, count, unfound, complete)
 
 
-def _unfound(batch: Batch, rows: Rows, several: Several) -> Iterator[Unfound]:
+def whole_row(mapper: Mapper[Any]) -> tuple[Any, ...]:
+    """Give what a look-up fetches for a value: the usual, then every attribute."""
+    return (
+        *identifiers(mapper).fetched,
+        *(prop.columns[0] for prop in mapper.column_attrs),
+    )
+
+
+def attributes_of(mapper: Mapper[Any], row: tuple[Any, ...]) -> dict[str, Any]:
+    """Give a row of :func:`whole_row` by attribute."""
+    names = [prop.key for prop in mapper.column_attrs]
+    return dict(zip(names, row[-len(names) :], strict=True))
+
+
+_Keyed = tuple[Sequence[Proxy], Sequence[Values]]
+
+
+def _apart(
+    proxies: Sequence[Proxy], keys: Sequence[Values], of_values: Collection[int]
+) -> tuple[_Keyed, _Keyed]:
+    """Split keys into those of references only and those of values."""
+    if not of_values:
+        return (proxies, keys), ((), ())
+    split: tuple[list[Any], list[Any]] = ([], [])
+    for pair in zip(proxies, keys, strict=True):
+        split[id(pair[0]) in of_values].append(pair)
+    others, mine = (([p for p, _ in each], [k for _, k in each]) for each in split)
+    return others, mine
+
+
+def _unfound(
+    batch: Batch, rows: Rows, several: Several, *, required: bool = True
+) -> Iterator[Unfound]:
     width = len(batch.shape.primary_key)
     for place, row in enumerate(rows):
         if place in several:
             identities = [each[:width] for each in several[place]]
             yield batch.proxies[place], "ambiguous", identities
-        elif row is None:
+        elif row is None and required:
             yield batch.proxies[place], "missing", []
 
 
@@ -191,6 +235,8 @@ def look_up(
     dialect = session.get_bind(mapper).dialect
     answers: Rows = [None] * len(batch.values)
     several: Several = {}
+    if not answers:
+        return answers, several
     for offset, keys in asked(batch, dialect):
         statement = _statement(batch, keys, wanted, strategy)
         with session.no_autoflush:

@@ -118,16 +118,16 @@ class Records:
         return text
 
     def _csv(self, text: IO[str], null: frozenset[str]) -> Iterator[Record]:
-        rows = _csv_records(csv.reader(text), null)
-        _, header = next(rows, (0, []))
-        if not header:
+        reader = csv.reader(text)
+        # No text of the header means null.
+        _, names = next(_csv_records(reader, frozenset()), (0, []))
+        if not names:
             raise LoadError("the CSV source is empty; its first line names the columns")
-        names = ["" if name is None else name for name in header]
         twice = sorted({repr(name) for name in names if names.count(name) > 1})
         if twice:
             raise LoadError(f"the CSV source names the column {', '.join(twice)} twice")
         self.header = names
-        return rows
+        return _csv_records(reader, null)
 
 
 def _format_of(path: str) -> Format | None:
@@ -136,7 +136,7 @@ def _format_of(path: str) -> Format | None:
 
 def _csv_records(reader: Any, null: frozenset[str]) -> Iterator[Record]:
     """Give records with the line each begins on: a quoted field may span lines."""
-    line = 1
+    line = reader.line_num + 1
     known = null.isdisjoint
     try:
         for row in reader:

@@ -30,10 +30,11 @@ class RowValidator:
 
     Attributes:
         later: The fields whose references :meth:`references` makes.
+        optional: Those of them that may be null.
     """
 
     def __init__(self, model: type[BaseModel], *, json: bool) -> None:
-        self.later, fields = _deferred(model)
+        self.later, self.optional, fields = _deferred(model)
         validator: Any = fields or model.__pydantic_validator__
         #: Validates one record; raises ``ValidationError``.
         self.validate: Callable[[Any], Any] = (
@@ -68,7 +69,9 @@ class RowValidator:
             if validator.sources:
                 made = self._composed(validator, places, columns, name, refused)
             else:
-                made = _each(validator, name, columns[places[name]], refused)
+                optional = name in self.optional
+                given = columns[places[name]]
+                made = _each(validator, name, given, refused, optional=optional)
             columns[places[name]] = made
         return refused
 
@@ -150,12 +153,12 @@ def alike(values: Sequence[Any]) -> Sequence[Any]:
 class _References(dict[Any, Any]):
     """What a validator makes of texts, each made once."""
 
-    def __init__(self, validator: ReferenceValidator) -> None:
-        super().__init__({None: None})
+    def __init__(self, validator: ReferenceValidator, *, optional: bool) -> None:
+        super().__init__({None: None} if optional else {})
         self.validator = validator
         self.wrong: dict[Any, PydanticCustomError] = {}
 
-    def __missing__(self, text: str) -> Any:
+    def __missing__(self, text: str | None) -> Any:
         found = None
         try:
             found = self.validator(text)
@@ -170,10 +173,12 @@ def _each(
     name: str,
     given: Sequence[Any],
     refused: list[Refused],
+    *,
+    optional: bool,
 ) -> list[Any]:
     # Only texts are safe as they came: 1, 1.0 and True are one key of a dict.
     if {str, NoneType}.issuperset(map(type, given)):
-        made = _References(validator)
+        made = _References(validator, optional=optional)
         references = list(map(made.__getitem__, given))
         if made.wrong:
             refused.extend(
@@ -185,7 +190,8 @@ def _each(
     references = []
     for row, value in enumerate(given):
         try:
-            references.append(None if value is None else validator(value))
+            is_null = value is None and optional
+            references.append(None if is_null else validator(value))
         except PydanticCustomError as error:
             refused.append((row, name, error))
             references.append(None)
@@ -194,9 +200,10 @@ def _each(
 
 def _deferred(
     model: type[BaseModel],
-) -> tuple[dict[str, ReferenceValidator], SchemaValidator | None]:
+) -> tuple[dict[str, ReferenceValidator], set[str], SchemaValidator | None]:
     """
-    Give the fields whose references can wait, and a validator that leaves them.
+    Give the fields whose references can wait, those of them that may be null, and
+    a validator that leaves them.
 
     None can where anything else of the model may look at them: validators that
     run after a field or the model, an ``__init__`` or ``model_post_init``.
@@ -208,7 +215,7 @@ def _deferred(
         or schema.get("post_init")
         or schema.get("custom_init")
     ):
-        return {}, None
+        return {}, set(), None
     config = schema.get("config")
     before = []
     inner = schema["schema"]
@@ -216,20 +223,23 @@ def _deferred(
         before.append(inner)
         inner = inner["schema"]
     if inner["type"] != "model-fields":
-        return {}, None
+        return {}, set(), None
     later: dict[str, ReferenceValidator] = {}
+    optional: set[str] = set()
     fields = {}
     for name, field in inner["fields"].items():
         left, validator = _left_as_it_came(field["schema"])
         if validator is not None:
             later[name] = validator
+            if _is_nullable(field["schema"]):
+                optional.add(name)
         fields[name] = {**field, "schema": left}
     if any(source not in fields for v in later.values() for source in v.sources):
-        return {}, None
+        return {}, set(), None
     inner = {**inner, "fields": fields}
     for outer in reversed(before):
         inner = {**outer, "schema": inner}
-    return later, SchemaValidator(inner, config)
+    return later, optional, SchemaValidator(inner, config)
 
 
 def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:
@@ -239,13 +249,21 @@ def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:
         return {**schema, "schema": inner}, validator
     if schema["type"] == "default" and "default_factory" not in schema:
         inner, validator = _left_as_it_came(schema["schema"])
-        if schema["default"] is None:
+        if schema["default"] is None and (
+            _is_nullable(inner) or (validator is not None and validator.sources)
+        ):
             return {**schema, "schema": inner, "validate_default": False}, validator
     if schema["type"] == "function-plain":
         validator = (schema.get("metadata") or {}).get("seance_reference")
         if validator is not None:
             return {"type": "any"}, validator
     return schema, None
+
+
+def _is_nullable(schema: Any) -> bool:
+    while schema["type"] == "default":
+        schema = schema["schema"]
+    return bool(schema["type"] == "nullable")
 
 
 def problems_of(error: ValidationError) -> list[tuple[str, str, str]]:

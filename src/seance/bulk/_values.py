@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import inspect
-from sqlalchemy.orm import Session, make_transient, make_transient_to_detached
+from sqlalchemy.orm import (
+    Mapper,
+    RelationshipProperty,
+    Session,
+    make_transient,
+    make_transient_to_detached,
+)
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
-from ..keys import Shape, identifiers
-from ..references import Proxy, is_resolved, settle_instance, target_of
-from ..resources import Spec
+from ..keys import Shape, columns_of, identifiers
+from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
+from ..resources import Spec, as_attribute, given_fields
+from ._dialects import bind_processors
 from ._plan import batches
 from ._report import BulkReport, Failure, Status
-from ._run import Strategy, failure, look_up, part_values
+from ._run import failure, look_up, part_values
 
 OnConflict = Literal["raise", "update", "skip"]
 OnDuplicate = Literal["raise", "first", "last"]
@@ -29,8 +38,19 @@ class Value:
     given: Any
     entity: type[Any]
     instance: Any = None
-    #: Whether it is known to be a row already.
+    #: Whether it is known to be a row already, and whether all of it is loaded.
     is_row: bool = False
+    is_filled: bool = False
+    #: Whether its instance is one that the session knew already.
+    was_known: bool = False
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """The attributes that were given, references as they are."""
+        if isinstance(self.given, Spec):
+            return given_fields(self.given)
+        held = inspect(self.given).dict
+        return {name: held[name] for name in _set_attributes(self.given)}
 
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
@@ -41,7 +61,7 @@ class Value:
 
     def forget(self) -> None:
         """Be a new value again."""
-        self.is_row = False
+        self.is_row = self.is_filled = False
         if isinstance(self.given, Spec):
             self.instance = None
 
@@ -68,52 +88,14 @@ def reference_to(instance: Any) -> Proxy:
 
 def _identifier_of(instance: Any) -> Shape | None:
     """Give the first identifier all of whose attributes are set and not null."""
-    state = inspect(instance)
-    for names, shape in identifiers(type(instance)).spellings.items():
-        if all(state.dict.get(name) is not None for name in names):
-            return shape
-    return None
+    return next(complete_identifiers(type(instance), inspect(instance).dict), None)
 
 
-def _token(value: Any) -> Any:
-    if type(value) is Proxy:
-        if value._seance_target is None:
-            return ("proxy", id(value))
-        value = value._seance_target
-    if hasattr(value, "_sa_instance_state"):
-        return ("instance", id(value))
-    return value
-
-
-def index(
-    values: Sequence[Value], shapes: Iterable[Shape]
-) -> Callable[[Proxy], Any] | None:
-    """Give what finds the value of the bulk that a reference names, if any."""
-    if not values:
-        return None
-    found: dict[Shape, dict[tuple[Any, ...], Any]] = {}
-    for shape in shapes:
-        members = found[shape] = {}
-        for value in values:
-            if not issubclass(value.entity, shape.entity):
-                continue
-            # A spec whose own references are not resolved is no instance yet.
-            source = value.instance
-            if source is None and not isinstance(value.given, Spec):
-                source = value.given
-            if source is None:
-                continue
-            held = source.__dict__
-            if all(held.get(name) is not None for name in shape.names):
-                token = tuple(_token(held[name]) for name in shape.names)
-                members.setdefault(token, source)
-
-    def known(proxy: Proxy) -> Any:
-        return found[proxy._seance_shape].get(
-            tuple(_token(value) for value in proxy._seance_values)
-        )
-
-    return known
+def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator[Shape]:
+    """Give the identifiers all of whose attributes are in *held* and not null."""
+    for names, shape in identifiers(entity).spellings.items():
+        if all(held.get(name) is not None for name in names):
+            yield shape
 
 
 def _keyed(
@@ -154,42 +136,6 @@ def _keyed(
     return list(keyed.values()), superseded
 
 
-def bind(
-    session: Session, values: Sequence[Value], strategy: Strategy
-) -> tuple[int, list[Failure]]:
-    """
-    Find the rows that values have already and bind the values to them.
-
-    Returns how many were bound, and a failure for each that is new.
-    """
-    ready = [v for v in values if not v.is_row and _is_complete(v)]
-    keyed, _ = _keyed(session, ready, "first")
-    found = _rows_of(session, keyed)
-    missing = []
-    for value, proxy, _ in keyed:
-        row = found.get(id(proxy))
-        if row is None:
-            names = proxy._seance_shape.names
-            key = dict(zip(names, proxy._seance_values, strict=True))
-            missing.append(Failure(value.entity, key, "missing"))
-        else:
-            _become(session, value, row)
-            if strategy == "hydrate":
-                unloaded = inspect(value.instance).unloaded
-                columns = inspect(value.entity).column_attrs.keys()
-                wanted = [name for name in columns if name in unloaded]
-                if wanted:
-                    session.refresh(value.instance, wanted)
-    return len(found), missing
-
-
-def _is_complete(value: Value) -> bool:
-    if not isinstance(value.given, Spec):
-        return True
-    held = value.given.__dict__
-    return all(type(v) is not Proxy or is_resolved(v) for v in held.values())
-
-
 def _rows_of(
     session: Session, keyed: Sequence[tuple[Value, Proxy, tuple[Any, ...]]]
 ) -> dict[int, dict[str, Any]]:
@@ -218,35 +164,120 @@ def _rows_of(
     return found
 
 
-def _become(session: Session, value: Value, row: dict[str, Any]) -> None:
-    """Make a value the session's instance of its row; set attributes count as new."""
-    instance = value.made()
-    mapper = inspect(type(instance))
-    state = inspect(instance)
-    identity = [
+def place(
+    session: Session,
+    value: Value,
+    attributes: Mapping[str, Any],
+    row: dict[str, Any] | None,
+    *,
+    fills: bool = False,
+) -> None:
+    """
+    Make the instance of a value; with a *row*, it is the session's one for it.
+
+    Args:
+        attributes: What was given, references as the instances they stand for.
+        row: The columns of the row by attribute.
+        fills: Whether the attributes that were not given are those of the row.
+    """
+    given = value.instance
+    if given is None and not isinstance(value.given, Spec):
+        given = value.instance = value.given
+    if row is None:
+        if given is None:
+            value.instance = value.entity(**attributes)
+        else:
+            _replace_proxies(given)
+            held = inspect(given).dict
+            for name, attribute in attributes.items():
+                # Another value that it refers to turned out to be a known instance.
+                if name in held and held[name] is not attribute:
+                    setattr(given, name, attribute)
+        return
+    mapper = inspect(value.entity)
+    identity = tuple(
         row[mapper.get_property_by_column(column).key] for column in mapper.primary_key
-    ]
+    )
     key = mapper.identity_key_from_primary_key(identity)
-    present = session.identity_map.get(key)
-    given = {name: state.dict[name] for name in _set_attributes(instance)}
-    if present is not None and present is not instance:
-        _apply(present, given)
-        if instance in session.new:
-            session.expunge(instance)
-        value.instance = present
-    elif present is None:
-        if state.session is not None:
-            session.expunge(instance)
-        make_transient(instance)
-        for column, part in zip(mapper.primary_key, identity, strict=True):
-            state.dict[mapper.get_property_by_column(column).key] = part
-        make_transient_to_detached(instance)
-        session.add(instance)
-        for name in given:
-            if name in row:
-                set_committed_value(instance, name, row[name])
-        _apply(instance, given)
+    known = session.identity_map.get(key)
+    value.was_known = known is not None
+    if given is None:
+        value.instance = instance_for(mapper, identity, session)
+    elif known is None:
+        _make_persistent(session, given, mapper, identity)
+    elif known is not given:
+        discard(session, given)
+        value.instance = known
+    _apply(session, value.instance, attributes, row)
+    if fills:
+        for name in inspect(value.instance).unloaded & row.keys():
+            set_committed_value(value.instance, name, row[name])
+        value.is_filled = True
     value.is_row = True
+
+
+def _make_persistent(
+    session: Session, instance: Any, mapper: Mapper[Any], identity: tuple[Any, ...]
+) -> None:
+    """Make what was given the session's instance of a row, without its attributes."""
+    state = inspect(instance)
+    discard(session, instance)
+    make_transient(instance)
+    for name in _set_attributes(instance):
+        state.dict.pop(name)
+    for column, part in zip(mapper.primary_key, identity, strict=True):
+        state.dict[mapper.get_property_by_column(column).key] = part
+    make_transient_to_detached(instance)
+    session.add(instance)
+
+
+def discard(session: Session, instance: Any) -> None:
+    """Take an instance that is not to be written out of the session and its graph."""
+    if instance in session:
+        session.expunge(instance)
+    held = inspect(instance).dict
+    for relationship in inspect(type(instance)).relationships:
+        # Or the collection on the other side would bring it back.
+        if relationship.key in held and relationship._reverse_property:
+            setattr(instance, relationship.key, [] if relationship.uselist else None)
+
+
+@contextmanager
+def set_aside(values: Iterable[Value]) -> Iterator[None]:
+    """
+    Take new values out of the collections of other instances for a while.
+
+    A flush meanwhile finds them there and warns that they are not in the session.
+    """
+    aside: list[tuple[Any, str, Any]] = []
+    for value in values:
+        instance = value.instance
+        if instance is None or not inspect(instance).transient:
+            continue
+        held = inspect(instance).dict
+        for relationship in inspect(value.entity).relationships:
+            if held.get(relationship.key) and relationship._reverse_property:
+                given = held[relationship.key]
+                given = list(given) if relationship.uselist else given
+                aside.append((instance, relationship.key, given))
+                setattr(
+                    instance, relationship.key, [] if relationship.uselist else None
+                )
+    yield
+    for instance, name, given in aside:
+        setattr(instance, name, given)
+
+
+def _replace_proxies(instance: Any) -> None:
+    """Put the instances that proxies stand for in the place of the proxies."""
+    held = inspect(instance).dict
+    for relationship in inspect(type(instance)).relationships:
+        value = held.get(relationship.key)
+        # The state behind both is the same one: nothing changes for the session.
+        if type(value) is Proxy:
+            held[relationship.key] = target_of(value)
+        elif isinstance(value, list) and Proxy in set(map(type, value)):
+            list.__setitem__(value, slice(None), [as_attribute(v) for v in value])
 
 
 def _set_attributes(instance: Any) -> list[str]:
@@ -254,17 +285,62 @@ def _set_attributes(instance: Any) -> list[str]:
     return [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
 
 
-def _apply(instance: Any, given: dict[str, Any]) -> None:
-    primary = {
-        column.key
-        for column in inspect(type(instance)).primary_key
-        if column.key is not None
-    }
-    for name, value in given.items():
-        if name not in primary:
-            wanted = target_of(value) if type(value) is Proxy else value
-            if instance.__dict__.get(name, _UNSET) != wanted:
-                setattr(instance, name, wanted)
+def _apply(
+    session: Session,
+    instance: Any,
+    attributes: Mapping[str, Any],
+    row: Mapping[str, Any],
+) -> None:
+    """Set what differs from the row, or from what the session has changed in it."""
+    mapper = inspect(type(instance))
+    primary = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
+    held = inspect(instance).dict
+    for name, value in attributes.items():
+        if name in primary:
+            continue
+        prop = mapper.attrs[name]
+        if isinstance(prop, RelationshipProperty):
+            if name not in held and _is_the_same_row(prop, value, row):
+                set_committed_value(instance, name, value)
+            elif held.get(name, _UNSET) is not value:
+                for column in prop.local_columns:
+                    _load(instance, mapper.get_property_by_column(column).key, row)
+                setattr(instance, name, value)
+            continue
+        _load(instance, name, row)
+        if name not in held or not _equal(session, prop, held[name], value):
+            setattr(instance, name, value)
+
+
+def _load(instance: Any, name: str, row: Mapping[str, Any]) -> None:
+    if name in row and name not in inspect(instance).dict:
+        set_committed_value(instance, name, row[name])
+
+
+def _is_the_same_row(
+    prop: RelationshipProperty[Any], target: Any, row: Mapping[str, Any]
+) -> bool:
+    """Whether the foreign key of *row* refers to *target* already."""
+    if prop.direction is not MANYTOONE or prop.secondary is not None:
+        return False
+    pairs = prop.local_remote_pairs or ()
+    keys = [prop.parent.get_property_by_column(local).key for local, _ in pairs]
+    if target is None:
+        return all(row.get(key, _UNSET) is None for key in keys)
+    held = columns_held(target, columns_of(remote for _, remote in pairs))
+    return held == tuple([row.get(key, _UNSET) for key in keys])
+
+
+def _equal(session: Session, prop: Any, one: Any, other: Any) -> bool:
+    """Whether two values of a column are stored alike."""
+    if one == other:
+        return True
+    columns = getattr(prop, "columns", None)
+    if columns is None or one is None or other is None:
+        return False
+    dialect = session.get_bind(prop.parent).dialect
+    processor = bind_processors([columns[0].type], dialect)[0]
+    return processor is not None and bool(processor(one) == processor(other))
 
 
 _UNSET = object()
@@ -279,40 +355,42 @@ def flush(
     on_duplicate: OnDuplicate,
 ) -> BulkReport:
     """Write values through the unit of work; see ``SessionBulk.flush``."""
-    statuses: dict[int, Status] = {}
-    for value in values:
-        value.made()
-    if on_conflict != "raise":
-        allowed = None if update_fields is None else set(update_fields)
-        new = [v for v in values if not v.is_row]
-        keyed, superseded = _keyed(session, new, on_duplicate)
-        found = _rows_of(session, keyed)
-        statuses.update((id(value), "skipped") for value in superseded)
-        for value, proxy, _ in keyed:
-            row = found.get(id(proxy))
-            if row is None:
-                continue
-            if on_conflict == "skip":
-                statuses[id(value)] = "skipped"
-                continue
-            if allowed is not None:
-                kept = allowed | set(proxy._seance_shape.names)
-                for name in set(_set_attributes(value.made())) - kept:
-                    inspect(value.instance).dict.pop(name, None)
-            _become(session, value, row)
-    for value in values:
-        if id(value) in statuses:
-            if value.instance in session:
-                session.expunge(value.instance)
-            continue
-        state = inspect(value.instance)
-        if state.persistent:
-            changed = session.is_modified(value.instance)
-            statuses[id(value)] = "updated" if changed else "unchanged"
-        else:
-            session.add(value.instance)
-            statuses[id(value)] = "created"
+    # Others may add meanwhile.
+    values = list(values)
+    statuses: dict[Value, Status] = {}
+    with session.no_autoflush:
+        for value in values:
+            _replace_proxies(value.made())
+        if on_conflict != "raise":
+            new = [v for v in values if not v.is_row]
+            keyed, superseded = _keyed(session, new, on_duplicate)
+            found = _rows_of(session, keyed)
+            statuses |= dict.fromkeys(superseded, "skipped")
+            allowed = None if update_fields is None else set(update_fields)
+            for value, proxy, _ in keyed:
+                row = found.get(id(proxy))
+                if row is None:
+                    continue
+                if on_conflict == "skip":
+                    statuses[value] = "skipped"
+                    continue
+                held = inspect(value.instance).dict
+                attributes = {
+                    name: held[name]
+                    for name in _set_attributes(value.instance)
+                    if allowed is None or name in allowed
+                }
+                place(session, value, attributes, row)
+        for value in values:
+            if value in statuses:
+                discard(session, value.instance)
+            elif inspect(value.instance).persistent:
+                changed = session.is_modified(value.instance)
+                statuses[value] = "updated" if changed else "unchanged"
+            else:
+                session.add(value.instance)
+                statuses[value] = "created"
     session.flush()
     for value in values:
-        value.is_row = statuses[id(value)] != "skipped" or value.is_row
-    return BulkReport([statuses[id(value)] for value in values])
+        value.is_row = value.is_row or statuses[value] != "skipped"
+    return BulkReport([statuses[value] for value in values])

@@ -7,12 +7,14 @@ around the unit of work are used only where it would do the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from types import NoneType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 from uuid import UUID
+from zlib import crc32
 
 from sqlalchemy import (
     JSON,
@@ -44,6 +46,13 @@ class Written:
     updated: int = 0
     unchanged: int = 0
     skipped: int = 0
+
+    def __iadd__(self, other: Written) -> Self:
+        self.created += other.created
+        self.updated += other.updated
+        self.unchanged += other.unchanged
+        self.skipped += other.skipped
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +142,35 @@ class _UnitOfWork:
 
     def write(self, rows: Sequence[Row]) -> Written:
         """Add, flush and expunge one object for each row."""
+        total = Written()
+        for some in self._rounds(rows):
+            total += self._write(some)
+        return total
+
+    def _rounds(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Put rows of one key into rounds of their own, in the order they came."""
+        if self.target.on_conflict == "raise":
+            return [list(rows)]
+        key = [self.target.columns.index(column) for column in self.target.key]
+        rounds: list[list[Row]] = []
+        seen: Counter[Row] = Counter()
+        for row in rows:
+            token = tuple([row[place] for place in key])
+            if seen[token] == len(rounds):
+                rounds.append([])
+            rounds[seen[token]].append(row)
+            seen[token] += 1
+        return rounds
+
+    def _write(self, rows: Sequence[Row]) -> Written:
         entity = self.target.mapper.class_
         instances = []
+        # What an __init__ does for a subclass; there is none here.
+        discriminate = self.target.mapper._set_polymorphic_identity
         for row in rows:
             instance = self.target.mapper.class_manager.new_instance()
+            if discriminate is not None:
+                discriminate(inspect(instance))
             for name, value in zip(self.names, row, strict=True):
                 setattr(instance, name, value)
             instances.append(instance)
@@ -146,10 +180,11 @@ class _UnitOfWork:
             values,
             on_conflict=self.target.on_conflict,
             update_fields=None,
-            on_duplicate="last" if self.target.on_conflict == "update" else "first",
+            on_duplicate="first",
         )
         for value in values:
-            if inspect(value.instance).persistent:
+            # What the session knew before is the program's.
+            if inspect(value.instance).persistent and not value.was_known:
                 self.session.expunge(value.instance)
         return Written(report.created, report.updated, report.unchanged, report.skipped)
 
@@ -253,9 +288,6 @@ class _Insert(_Processed):
         return self.connection.exec_driver_sql(sql, parameters).rowcount
 
 
-_STAGE = "seance_stage"
-
-
 class _Copy(_Processed):
     """
     PostgreSQL's COPY: into the table, or into a temporary one where rows may
@@ -270,16 +302,18 @@ class _Copy(_Processed):
         quoted = [prepare.quote(name) for name in self.names]
         columns = ", ".join(quoted)
         self.into = f"{self.table} ({columns})"
+        # One for each set of columns: rows of one load may differ in what they set.
+        self.stage = f"seance_stage_{crc32(self.into.encode()):08x}"
         key = ", ".join(prepare.quote(column.name) for column in target.key)
         self.create = (
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {_STAGE} ON COMMIT DROP AS "
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.stage} ON COMMIT DROP AS "
             f"SELECT 0 AS seance_line, 0 AS seance_round, {columns} "
             f"FROM {self.table} WITH NO DATA"
         )
         self.number = (
-            f"UPDATE {_STAGE} SET seance_round = r.n FROM (SELECT seance_line AS l, "
+            f"UPDATE {self.stage} SET seance_round = r.n FROM (SELECT seance_line AS l, "
             f"row_number() OVER (PARTITION BY {key} ORDER BY seance_line) AS n "
-            f"FROM {_STAGE}) AS r WHERE seance_line = r.l"
+            f"FROM {self.stage}) AS r WHERE seance_line = r.l"
         )
         changing = [prepare.quote(c.name) for c in target.changing]
         action = "DO NOTHING"
@@ -301,7 +335,7 @@ class _Copy(_Processed):
             )
         self.move = (
             f"INSERT INTO {self.table} AS seance_row ({columns}) SELECT {columns} "
-            f"FROM {_STAGE} {{where}} ORDER BY {key or '1'} "
+            f"FROM {self.stage} {{where}} ORDER BY {key}, seance_line "
             f"ON CONFLICT ({key}) {action} RETURNING xmax = 0"
         )
 
@@ -315,7 +349,7 @@ class _Copy(_Processed):
         try:
             with self.connection.begin_nested():
                 created, updated = self._move("")
-        except sa_exc.ProgrammingError as error:
+        except sa_exc.DBAPIError as error:
             # 21000, cardinality_violation: two rows of the batch have one key.
             if getattr(error.orig, "sqlstate", None) != "21000":
                 raise
@@ -328,12 +362,12 @@ class _Copy(_Processed):
     def _stage(self, rows: Sequence[Row]) -> None:
         run = self.connection.exec_driver_sql
         run(self.create)
-        run(f"TRUNCATE {_STAGE}")
+        run(f"TRUNCATE {self.stage}")
         prepare = self.connection.dialect.identifier_preparer
         names = ["seance_line", *self.names]
-        into = f"{_STAGE} ({', '.join(prepare.quote(name) for name in names)})"
+        into = f"{self.stage} ({', '.join(prepare.quote(name) for name in names)})"
         numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy(self.connection, None, _STAGE, into, names, numbered)
+        copy(self.connection, None, self.stage, into, names, numbered)
 
     def _move(self, where: str) -> tuple[int, int]:
         result = self.connection.exec_driver_sql(self.move.format(where=where))
@@ -345,7 +379,7 @@ class _Copy(_Processed):
         """Write rows of one key one after the other, in the order they came."""
         run = self.connection.exec_driver_sql
         run(self.number)
-        rounds = run(f"SELECT max(seance_round) FROM {_STAGE}").scalar_one()
+        rounds = run(f"SELECT max(seance_round) FROM {self.stage}").scalar_one()
         created = updated = 0
         for number in range(1, rounds + 1):
             more = self._move(f"WHERE seance_round = {number}")
@@ -381,6 +415,11 @@ def copy(
         _COPY[dialect.driver](driver, schema, table, sql, names, rows)
     except Exception as error:
         raise _translated(connection, sql, error) from error
+    except BaseException as error:
+        # Interrupted: what the driver expects next is unknown, so the connection
+        # is of no more use. SQLAlchemy does the same for its own statements.
+        connection.invalidate(error)
+        raise
 
 
 def _translated(connection: Connection, sql: str, error: Exception) -> Exception:

@@ -1,0 +1,227 @@
+"""
+The values of a bulk as what its references may name.
+
+A reference whose key belongs to a value is that value, whether it is a row yet
+or not. Values are made from what describes them in the order in which they refer
+to each other, and bound to their rows on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ..keys import Shape, identifiers
+from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
+from ..resources import as_attribute, instances_in
+from ._values import Value, complete_identifiers, place
+
+
+class Local:
+    """
+    Finds the value that a reference names.
+
+    Attributes:
+        keys: What each value is looked up by: the reference of the bulk that has
+            its key, or else one made here. Of two values with one key, the first.
+    """
+
+    def __init__(self, values: Sequence[Value], registry: Registry) -> None:
+        self.values = values
+        self.keys: dict[Value, Proxy] = {}
+        self._registry = registry
+        self._held = {value: value.held for value in values}
+        self._by_given: dict[int, Value] = {}
+        for value in values:
+            self._by_given[id(value.given)] = value
+            self._by_given[id(value.instance)] = value
+        self._by_given.pop(id(None), None)
+        self._by_token: dict[Any, Value] = {}
+        shapes = {
+            value: list(complete_identifiers(value.entity, held))
+            for value, held in self._held.items()
+        }
+        self._index(shapes)
+        self._find_keys({v: each[0] for v, each in shapes.items() if each})
+
+    def _index(self, shapes: Mapping[Value, list[Shape]]) -> None:
+        nested = any(shape.is_nested for each in shapes.values() for shape in each)
+        while True:
+            found: dict[Any, Value] = {}
+            for value, each in shapes.items():
+                for shape in each:
+                    found.setdefault(
+                        self._token(shape, self._parts(value, shape)), value
+                    )
+            stable = found.keys() == self._by_token.keys()
+            self._by_token = found
+            # A key inside a key is told by the value it names, found a pass before.
+            if stable or not nested:
+                return
+
+    def _find_keys(self, shapes: dict[Value, Shape]) -> None:
+        waiting = {
+            value: shape
+            for value, shape in shapes.items()
+            if self._by_token[self._token(shape, self._parts(value, shape))] is value
+        }
+        while waiting:
+            ready = []
+            for value, shape in waiting.items():
+                named = [(part, self.named(part)) for part in self._parts(value, shape)]
+                if not any(inner in waiting for _, inner in named):
+                    parts = [
+                        part if inner is None else self.keys.get(inner, part)
+                        for part, inner in named
+                    ]
+                    key = Proxy(shape, tuple(parts))
+                    self.keys[value] = self._registry.find(key) or key
+                    ready.append(value)
+            if not ready:
+                return  # keys that hold each other name no row
+            for value in ready:
+                del waiting[value]
+
+    def _parts(self, value: Value, shape: Shape) -> list[Any]:
+        return [self._held[value][name] for name in shape.names]
+
+    def named(self, given: Any) -> Value | None:
+        """Give the value that a reference or an instance is, if it is one."""
+        if type(given) is not Proxy:
+            return self._by_given.get(id(given))
+        if given._seance_target is not None:
+            return self._by_given.get(id(given._seance_target))
+        return self._by_token.get(
+            self._token(given._seance_shape, given._seance_values)
+        )
+
+    def instance(self, given: Any) -> Any:
+        """Give the instance that *given* is: a value may have been another one."""
+        named = self._by_given.get(id(given))
+        return given if named is None or named.instance is None else named.instance
+
+    def _token(self, shape: Shape, parts: Sequence[Any]) -> Any:
+        return shape, tuple([self._part_token(part) for part in parts])
+
+    def _part_token(self, part: Any) -> Any:
+        if type(part) is not Proxy and not hasattr(part, "_sa_instance_state"):
+            return token_of(part)
+        named = self.named(part)
+        if named is not None:
+            return "value", id(named)
+        if type(part) is not Proxy:
+            return token_of(part)
+        if part._seance_target is not None:
+            return token_of(part._seance_target)
+        return self._token(part._seance_shape, part._seance_values)
+
+
+def settle(
+    session: Session,
+    values: Sequence[Value],
+    local: Local,
+    references: Iterable[Proxy],
+    rows: Mapping[Value, dict[str, Any]],
+    *,
+    fills: bool,
+) -> list[Proxy]:
+    """
+    Make the instances of *values*, and let the references to them be them.
+
+    A value that holds a reference which is not resolved is left as it is.
+
+    Args:
+        rows: The rows that values have; a value with one is bound to it.
+        fills: Whether that sets the attributes that were not given.
+
+    Returns:
+        The references that are values now.
+    """
+    waiting: dict[Value, list[Proxy]] = {}
+    for proxy in references:
+        named = local.named(proxy)
+        if named is not None:
+            waiting.setdefault(named, []).append(proxy)
+    done: list[Proxy] = []
+    late: list[tuple[Value, str, Any]] = []
+    with session.no_autoflush:
+        for value, left_out in _in_order(values, local):
+            held, row = value.held, rows.get(value)
+            attributes = {
+                name: as_attribute(part, local.instance)
+                for name, part in held.items()
+                if name not in left_out
+            }
+            place(session, value, attributes, row, fills=fills)
+            for proxy in waiting.get(value, ()):
+                settle_instance(proxy, _fetched(proxy, row), value.instance)
+                done.append(proxy)
+            late.extend((value, name, held[name]) for name in left_out)
+        for value, name, part in late:
+            setattr(value.instance, name, as_attribute(part, local.instance))
+    return done
+
+
+def _fetched(proxy: Proxy, row: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    if row is None:
+        return None
+    mapper = proxy._seance_shape.mapper
+    return tuple(
+        row[mapper.get_property_by_column(column).key]
+        for column in identifiers(mapper).fetched
+    )
+
+
+def _in_order(
+    values: Sequence[Value], local: Local
+) -> Iterator[tuple[Value, frozenset[str]]]:
+    """
+    Give values after those they refer to, without those that cannot be made yet.
+
+    Where they refer to each other in a circle, each comes with the attributes
+    that have to be set later.
+    """
+    needs: dict[Value, dict[str, set[Value]]] = {}
+    users: dict[Value, set[Value]] = {}
+    blocked: list[Value] = []
+    for value in values:
+        needs[value] = {}
+        for name, part in value.held.items():
+            for inner in instances_in(part):
+                named = local.named(inner)
+                if named is not None and named is not value:
+                    needs[value].setdefault(name, set()).add(named)
+                    users.setdefault(named, set()).add(value)
+                elif named is value:
+                    needs[value].setdefault(name, set()).add(named)
+                elif type(inner) is Proxy and not is_resolved(inner):
+                    blocked.append(value)
+    while blocked:
+        value = blocked.pop()
+        if needs.pop(value, None) is not None:
+            blocked.extend(users.get(value, ()))
+    count = {value: len(set().union(*each.values())) for value, each in needs.items()}
+    ready = [value for value in needs if not count[value]]
+    while needs:
+        for value in ready:
+            del needs[value]
+            yield value, frozenset()
+            for user in users.get(value, ()):
+                count[user] -= 1
+        ready = [
+            user
+            for v in ready
+            for user in users.get(v, ())
+            if user in needs and not count[user]
+        ]
+        ready = list(dict.fromkeys(ready))
+        if not ready:
+            # What is left is a circle, or hangs on one.
+            for value, each in needs.items():
+                yield (
+                    value,
+                    frozenset(n for n, on in each.items() if not on.isdisjoint(needs)),
+                )
+            return

@@ -1,0 +1,360 @@
+"""Writing the values of a bulk: what becomes of each, and how it is undone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import event, func, select, text
+from sqlalchemy.exc import IntegrityError
+
+from seance import AsyncSession, Database, Ref, ResolutionError, Spec
+from tests.fixtures.counting import count_statements
+from tests.fixtures.models import (
+    Account,
+    Author,
+    Base,
+    Book,
+    Country,
+    Node,
+    Person,
+    Region,
+    Sample,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class AuthorIn(Spec[Author]):
+    code: str
+    name: str | None = None
+    email: str | None = None
+
+
+class BookIn(Spec[Book]):
+    isbn: str
+    title: str = "untitled"
+    author: Ref[Author]
+    editor: Ref[Author] | None = None
+
+
+class SampleIn(Spec[Sample]):
+    label: str
+    moment: datetime
+    price: Decimal
+
+
+class NodeIn(Spec[Node]):
+    code: str
+    parent: Ref[Node] | None = None
+
+
+async def count(session: AsyncSession, entity: type[Base]) -> int | None:
+    return await session.scalar(select(func.count()).select_from(entity))
+
+
+async def authors(session: AsyncSession) -> list[tuple[str, str | None, str | None]]:
+    rows = await session.execute(
+        text("SELECT code, name, email FROM author ORDER BY code")
+    )
+    return [(code, name, email) for code, name, email in rows]
+
+
+class TestFlush:
+    async def test_created(self, session: AsyncSession) -> None:
+        """New values become rows, get their keys, and are listed in order."""
+        async with session.bulk() as bulk:
+            for code in "cab":
+                bulk.add(AuthorIn(code=code))
+            report = await bulk.flush()
+            found = bulk.get(Author)
+
+        assert ["created"] * 3 == report.statuses
+        assert ["c", "a", "b"] == [author.code for author in found]
+        assert all(author in session for author in found)
+        assert 3 == len({author.id for author in found})
+
+    async def test_what_refers_comes_later(self, session: AsyncSession) -> None:
+        """Values are written in the order their foreign keys need."""
+        async with session.bulk() as bulk:
+            bulk.add(BookIn.model_validate({"isbn": "1", "author": "new"}))
+            for given in ({"code": "c", "parent": "b"}, {"code": "b", "parent": "a"}):
+                bulk.add(NodeIn.model_validate(given))
+            bulk.add(NodeIn(code="a"))
+            bulk.add(AuthorIn(code="new"))
+            await bulk.resolve()
+            report = await bulk.commit()
+        parents = await session.execute(
+            text(
+                "SELECT n.code, p.code FROM node n LEFT JOIN node p "
+                "ON n.parent_id = p.id ORDER BY n.code"
+            )
+        )
+
+        assert 5 == report.created
+        assert [("a", None), ("b", "a"), ("c", "b")] == [tuple(p) for p in parents]
+
+    async def test_long_chain(self, session: AsyncSession) -> None:
+        """Values that refer to each other in a long chain need no deep recursion."""
+        length = 3_000
+        async with session.bulk() as bulk:
+            bulk.add(NodeIn(code="0"))
+            for n in range(1, length):
+                given = {"code": str(n), "parent": str(n - 1)}
+                bulk.add(NodeIn.model_validate(given))
+            resolution = await bulk.resolve()
+            last = bulk.get(Node, scope="values")[-1]
+
+        assert length - 1 == resolution.resolved
+        assert last.parent is not None
+        assert str(length - 2) == last.parent.code
+
+    async def test_conflict_raises(self, session: AsyncSession) -> None:
+        """Without a policy, a row that exists is the database's error."""
+        session.add(Author(code="a"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a"))
+            with pytest.raises(IntegrityError):
+                await bulk.commit()
+
+        assert 1 == await count(session, Author)
+
+    @pytest.mark.parametrize("loaded", [False, True])
+    async def test_update(self, session: AsyncSession, loaded: bool) -> None:
+        """``update`` changes what was set, and nothing where that is the same."""
+        session.add(Author(code="a", name="old", email="kept"))
+        session.add(Author(code="b", name="same", email="kept"))
+        await session.commit()
+        if not loaded:
+            session.expunge_all()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="new"))
+            bulk.add(AuthorIn(code="b", name="same"))
+            bulk.add(AuthorIn(code="c", name="new"))
+            report = await bulk.commit(on_conflict="update")
+
+        assert ["updated", "unchanged", "created"] == report.statuses
+        assert [
+            ("a", "new", "kept"),
+            ("b", "same", "kept"),
+            ("c", "new", None),
+        ] == await authors(session)
+
+    @pytest.mark.parametrize("loaded", [False, True])
+    async def test_update_of_a_reference(
+        self, session: AsyncSession, loaded: bool
+    ) -> None:
+        """A changed reference is a change; the same one is none."""
+        one, two = Author(code="1"), Author(code="2")
+        session.add_all([one, two])
+        session.add(Book(isbn="x", title="t", author=one, editor=two))
+        session.add(Book(isbn="y", title="t", author=one))
+        await session.commit()
+        if not loaded:
+            session.expunge_all()
+        async with session.bulk() as bulk:
+            for isbn in "xy":
+                given = {"isbn": isbn, "title": "t", "author": "1", "editor": "1"}
+                bulk.add(BookIn.model_validate(given))
+            bulk.add(BookIn.model_validate({"isbn": "z", "author": "2"}))
+            await bulk.resolve(scope="references")
+            first = await bulk.flush(on_conflict="update")
+            await bulk.commit()
+        async with session.bulk() as bulk:
+            for isbn in "xy":
+                given = {"isbn": isbn, "title": "t", "author": "1", "editor": "1"}
+                bulk.add(BookIn.model_validate(given))
+            await bulk.resolve(scope="references")
+            second = await bulk.commit(on_conflict="update")
+        rows = await session.execute(
+            select(Book.isbn, Author.code).join(Book.editor).order_by(Book.isbn)
+        )
+
+        assert ["updated", "updated", "created"] == first.statuses
+        assert ["unchanged", "unchanged"] == second.statuses
+        assert [("x", "1"), ("y", "1")] == [tuple(row) for row in rows]
+
+    async def test_update_fields(self, session: AsyncSession) -> None:
+        """``update_fields`` limits what an update may change."""
+        session.add(Author(code="a", name="old", email="old"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="new", email="new"))
+            await bulk.commit(on_conflict="update", update_fields=["email"])
+
+        assert [("a", "old", "new")] == await authors(session)
+
+    async def test_skip(self, session: AsyncSession) -> None:
+        """``skip`` leaves the row alone, and what referred to the value, too."""
+        author = Author(code="a")
+        session.add(author)
+        session.add(Book(isbn="x", title="old", author=author))
+        await session.commit()
+        async with session.bulk() as bulk:
+            for isbn in "xy":
+                given = {"isbn": isbn, "title": "new", "author": "a"}
+                bulk.add(BookIn.model_validate(given))
+            await bulk.resolve(scope="references")
+            report = await bulk.commit(on_conflict="skip")
+        titles = await session.scalars(select(Book.title).order_by(Book.isbn))
+
+        assert ["skipped", "created"] == report.statuses
+        assert ["old", "new"] == titles.all()
+
+    async def test_duplicates(self, session: AsyncSession) -> None:
+        """Two values for one key: an error, or the first or the last of them."""
+        for policy, expected in (("first", "one"), ("last", "two")):
+            async with session.bulk() as bulk:
+                bulk.add(AuthorIn(code=policy, name="one"))
+                bulk.add(AuthorIn(code=policy, name="two"))
+                with pytest.raises(ResolutionError, match=policy):
+                    await bulk.flush(on_conflict="update")
+                report = await bulk.commit(
+                    on_conflict="update",
+                    on_duplicate=policy,  # type: ignore[arg-type]  # one of them
+                )
+            [name] = await session.scalars(select(Author.name).filter_by(code=policy))
+
+            assert expected == name
+            assert (1, 1) == (report.created, report.skipped)
+
+    async def test_statements(self, db: Database, session: AsyncSession) -> None:
+        """A thousand values take as many statements as ten."""
+        session.add_all([Author(code=str(n), name="old") for n in range(1_000)])
+        await session.commit()
+        session.expunge_all()
+        counts = []
+        for names in (range(10), range(10, 1_000)):
+            async with session.bulk() as bulk:
+                for n in names:
+                    bulk.add(AuthorIn(code=str(n), name="new"))
+                engine = db.manager.async_engines["default"]
+                with count_statements(engine) as statements:
+                    await bulk.flush(on_conflict="update")
+                counts.append(statements.count)
+            await session.commit()
+
+        assert counts[0] == counts[1]
+
+    async def test_stored_alike(self, session: AsyncSession) -> None:
+        """What is stored as it was is unchanged, though Python calls it different."""
+        moment = datetime(2024, 5, 1, 12, tzinfo=UTC)
+        for expected in ("created", "unchanged"):
+            session.expunge_all()
+            async with session.bulk() as bulk:
+                bulk.add(SampleIn(label="x", moment=moment, price=Decimal("1.10")))
+                report = await bulk.commit(on_conflict="update")
+
+            assert [expected] == report.statuses
+
+    async def test_inheritance_and_defaults(self, session: AsyncSession) -> None:
+        """Rows over two tables, versions and defaults made in Python are complete."""
+        async with session.bulk() as bulk:
+            bulk.add(Person(code="p", name="P", born=1900))
+            bulk.add(Account(code="a", balance=1))
+            report = await bulk.commit()
+        rows = await session.execute(text("SELECT note, version FROM account"))
+
+        assert 2 == report.created
+        assert [("made in python", 1)] == [tuple(row) for row in rows]
+
+
+class TestUndo:
+    async def test_rollback(self, session: AsyncSession) -> None:
+        """``rollback`` undoes the bulk; its values are new and can be written."""
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a"))
+            bulk.add(BookIn.model_validate({"isbn": "1", "author": "a"}))
+            await bulk.resolve()
+            await bulk.flush()
+            await bulk.rollback()
+            rolled_back = await count(session, Author)
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert 0 == rolled_back
+        assert 2 == report.created
+        assert 1 == await count(session, Book)
+
+    async def test_failed_commit(self, session: AsyncSession) -> None:
+        """A commit that fails leaves nothing of the bulk behind."""
+        session.add(Author(code="b"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a"))
+            bulk.add(AuthorIn(code="b"))
+            with pytest.raises(IntegrityError):
+                await bulk.commit()
+
+        assert [("b", None, None)] == await authors(session)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_earlier_work_survives(
+        self, session: AsyncSession, fails: bool
+    ) -> None:
+        """What the session did before the bulk is not undone with it."""
+        session.add(Country(code="fr"))
+        await session.flush()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a"))
+            await bulk.flush()
+            if fails:
+                bulk.add(Author(code="a"))
+                with pytest.raises(IntegrityError):
+                    await bulk.commit()
+            else:
+                await bulk.rollback()
+            await session.commit()
+
+        assert 1 == await count(session, Country)
+        assert 0 == await count(session, Author)
+
+    async def test_without_resolving(self, session: AsyncSession) -> None:
+        """The instance in a payload is used as it is: nothing is left to resolve."""
+        author = Author(code="a")
+        async with session.bulk() as bulk:
+            bulk.add(BookIn(isbn="1", author=author))
+            await bulk.commit()
+            [book] = bulk.get(Book)
+
+        assert author is book.author
+
+
+class TestWatching:
+    async def test_added_while_writing(self, session: AsyncSession) -> None:
+        """What is added while a bulk writes waits for the next time."""
+        async with session.bulk() as bulk:
+            bulk.add(Author(code="a"))
+
+            def add_more(*_: object) -> None:
+                if len(bulk.get(Author)) == 1:
+                    bulk.add(Author(code="b"))
+
+            event.listen(Author, "before_insert", add_more)
+            try:
+                first = await bulk.flush()
+                second = await bulk.flush()
+            finally:
+                event.remove(Author, "before_insert", add_more)
+
+        assert ["created"] == first.statuses
+        assert ["unchanged", "created"] == second.statuses
+
+    async def test_merged_value_is_seen_by_others(self, session: AsyncSession) -> None:
+        """A value that the session knows is that one, also to other values."""
+        session.add(Country(code="fr"))
+        await session.commit()
+        [known] = await session.scalars(select(Country))
+        given = Country(code="fr", name="France")
+        async with session.bulk() as bulk:
+            bulk.add(given)
+            bulk.add(Region(country=given, zone=1))
+            await bulk.resolve()
+            await bulk.commit()
+            [region] = bulk.get(Region)
+
+        assert known is region.country
+        assert "France" == known.name
+        assert 1 == await count(session, Country)

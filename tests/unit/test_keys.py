@@ -1,0 +1,167 @@
+"""Which attributes name a row, and the order they are tried in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from seance import LoadError
+from seance.keys import column_adapter, identifiers, mapper_of, unique_column_sets
+from tests.fixtures.models import (
+    Author,
+    Book,
+    Car,
+    Country,
+    Nickname,
+    Person,
+    Region,
+    Sample,
+    Seat,
+    Site,
+    Vehicle,
+)
+
+
+def spellings(entity: type[Any]) -> list[tuple[str, ...]]:
+    return [shape.names for shape in identifiers(entity).spellings.values()]
+
+
+class TestIdentifiers:
+    def test_primary_key_first(self) -> None:
+        """The primary key comes first, then each unique constraint."""
+        assert (("id",), ("code",)) == identifiers(Country).names
+
+    def test_declared_before_found(self) -> None:
+        """``__identifiers__`` comes before what the table says."""
+        assert (("id",), ("name",)) == identifiers(Nickname).names
+
+    def test_never_null_is_better(self) -> None:
+        """A key that is never null comes before one that may be."""
+        assert (("id",), ("isbn",), ("barcode",)) == identifiers(Book).names
+
+    def test_foreign_keys_either_way(self) -> None:
+        """A foreign key may be spelled by its column or by its relationship."""
+        assert [("id",), ("country_id", "zone"), ("country", "zone")] == spellings(
+            Region
+        )
+        assert ("region", "code") in spellings(Site)
+
+    def test_order_of_names_is_no_matter(self) -> None:
+        """There is one shape for one set of attributes."""
+        known = identifiers(Region)
+
+        assert known.shape(("zone", "country")) is known.shape(("country", "zone"))
+
+    def test_unknown_name(self) -> None:
+        """A name that is no column and no many-to-one relationship is refused."""
+        for name in ("nope", "books"):
+            with pytest.raises(KeyError):
+                identifiers(Author).part(name)
+
+    def test_inherited(self) -> None:
+        """Subclasses have the identifiers of their base, in either kind of table."""
+        assert identifiers(Vehicle).names == identifiers(Car).names
+        assert ("code",) in identifiers(Person).names
+
+    def test_one_for_each_class(self) -> None:
+        """They are worked out once."""
+        assert identifiers(Country) is identifiers(mapper_of(Country))
+
+    def test_columns_of_a_nested_key(self) -> None:
+        """A relationship stands for the columns of its foreign key."""
+        shape = identifiers(Region).shape(("country", "zone"))
+
+        assert ("country_id", "zone") == tuple(column.name for column in shape.columns)
+        assert shape.is_nested
+        assert not identifiers(Region).shape(("country_id", "zone")).is_nested
+
+    def test_kept_by_the_database(self) -> None:
+        """What is only declared is not kept unique by the database."""
+        table = Nickname.__table__
+
+        assert not identifiers(Nickname).is_unique_in_database([table.c.name])
+        assert identifiers(Nickname).is_unique_in_database([table.c.id])
+        table = Seat.__table__
+        assert identifiers(Seat).is_unique_in_database([table.c.row, table.c.hall])
+
+    def test_two_keys_in_one(self) -> None:
+        """A composite foreign key is spelled by its relationship as a whole."""
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Room(Base):
+            __tablename__ = "room"
+            house: Mapped[int] = mapped_column(primary_key=True)
+            number: Mapped[int] = mapped_column(primary_key=True)
+
+        class Bed(Base):
+            __tablename__ = "bed"
+            __table_args__ = (UniqueConstraint("house", "number", "place"),)
+            id: Mapped[int] = mapped_column(primary_key=True)
+            house: Mapped[int] = mapped_column()
+            number: Mapped[int] = mapped_column()
+            place: Mapped[int]
+            room: Mapped[Room] = relationship(
+                primaryjoin=lambda: (
+                    (Room.house == Bed.house) & (Room.number == Bed.number)
+                ),
+                foreign_keys=lambda: [Bed.house, Bed.number],
+            )
+
+        assert [
+            ("id",),
+            ("house", "number", "place"),
+            ("room", "place"),
+        ] == spellings(Bed)
+
+    @pytest.mark.parametrize("given", [int, "Country", None, Country.__table__])
+    def test_not_mapped(self, given: Any) -> None:
+        """What is no mapped class is refused by name."""
+        with pytest.raises(LoadError, match="is not a mapped class"):
+            identifiers(given)
+
+
+class TestUniqueColumns:
+    def test_kinds_of_index(self) -> None:
+        """Constraints and unique indexes count, but not over a part or a function."""
+        table = Table(
+            "t",
+            MetaData(),
+            Column("a", Integer, nullable=False),
+            Column("b", Integer, nullable=False),
+            Column("c", String),
+            Column("d", Integer, ForeignKey("t.a")),
+            UniqueConstraint("b", "a"),
+        )
+        Index("plain", table.c.d)
+        Index("whole", table.c.c, unique=True)
+        Index("part", table.c.a, unique=True, sqlite_where=table.c.b > 0)
+        Index("function", func.lower(table.c.c), unique=True)
+
+        assert [("b", "a"), ("c",)] == [
+            tuple(column.name for column in columns)
+            for columns in unique_column_sets(table)
+        ]
+
+
+class TestAdapters:
+    def test_type_of_the_column(self) -> None:
+        """A key is brought to the type of its column."""
+        adapter = column_adapter(Sample.__table__.c.token)
+        text = "00000000-0000-0000-0000-000000000007"
+
+        assert 7 == adapter.validate_python(text).int

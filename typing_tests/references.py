@@ -1,0 +1,65 @@
+"""What a type checker infers; checked, never run."""
+
+from __future__ import annotations
+
+from typing import Annotated, assert_type
+
+from pydantic import BaseModel
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from seance import (
+    AsyncSession,
+    Database,
+    Key,
+    LoadReport,
+    Ref,
+    Resolution,
+    Session,
+    Spec,
+)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class City(Base):
+    __tablename__ = "city"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str]
+
+
+class Trip(BaseModel):
+    origin: Ref[City]
+    destination: Ref[City] | None
+    stops: list[Ref[City]]
+    home: Annotated[City, Key("code")]
+
+
+class CityIn(Spec[City]):
+    code: str
+
+
+def references_are_what_they_refer_to(trip: Trip, spec: CityIn) -> None:
+    assert_type(trip.origin, City)
+    assert_type(trip.destination, City | None)
+    assert_type(trip.stops, list[City])
+    assert_type(trip.home, City)
+    assert_type(trip.origin.code, str)
+    assert_type(spec.to_resource(), City)
+
+
+def scopes_give_sessions(db: Database) -> None:
+    with db.session_manager() as session, session.bulk() as bulk:
+        assert_type(session, Session)
+        assert_type(bulk.get(City), list[City])
+        assert_type(bulk.resolve(), Resolution)
+        assert_type(bulk.load("x.csv", CityIn), LoadReport)
+
+
+async def async_scopes_give_async_sessions(db: Database) -> None:
+    async with db.async_session_manager() as session, session.bulk() as bulk:
+        assert_type(session, AsyncSession)
+        assert_type(await bulk.resolve(), Resolution)
+        assert_type(await bulk.load("x.csv", CityIn), LoadReport)
