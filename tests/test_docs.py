@@ -38,7 +38,7 @@ def test_readme_says_what_its_first_example_prints() -> None:
     """The comment behind the first example is what it really prints."""
     text = (ROOT / "README.md").read_text("utf-8")
     block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-    promised = re.findall(r"#> (.*)", block)
+    promised = re.findall(r"# > (.*)", block)
 
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],

@@ -23,8 +23,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from sqlalchemy import Column, inspect
-from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
+from sqlalchemy.util.concurrency import in_greenlet
 
 from .context import SESSION_BULK_CONTEXT
 from .errors import UnresolvedReferenceError
@@ -78,9 +79,15 @@ class Proxy:
                 # What Python asks of any object; hasattr() must have its answer.
                 raise AttributeError(name)
             raise UnresolvedReferenceError(shape.entity, key_of(self), repr(name))
+        target = target_of(self)
         try:
-            return getattr(target_of(self), name)
-        except MissingGreenlet as error:
+            if _would_wait(target, name):
+                raise MissingGreenlet("it would have to be loaded")
+            return getattr(target, name)
+        except (MissingGreenlet, StatementError) as error:
+            # From within an attribute that is made of others it comes wrapped.
+            if not isinstance(getattr(error, "orig", error), MissingGreenlet):
+                raise
             raise UnresolvedReferenceError(
                 shape.entity, key_of(self), repr(name), is_bound=True
             ) from error
@@ -142,6 +149,17 @@ _set_session = Proxy.__dict__["_seance_session"].__set__
 
 def _itself(instance: T) -> T:
     return instance
+
+
+def _would_wait(target: Any, name: str) -> bool:
+    """Whether reading an attribute needs I/O that async code has to await."""
+    state = inspect(target)
+    return (
+        name not in state.dict
+        and getattr(state.session, "async_mode", False)
+        and name in state.mapper.attrs
+        and not in_greenlet()
+    )
 
 
 def _spelled(value: Any) -> Any:
@@ -554,12 +572,21 @@ class ReferenceValidator:
             },
         )
 
-    def json_schema(self) -> dict[str, Any]:
-        """Describe what is accepted."""
+    def json_schema(self, inside: frozenset[type[Any]] = frozenset()) -> dict[str, Any]:
+        """Describe what is accepted; *inside* of keys of its own kind, in words only."""
+        described: dict[str, Any] = {
+            "title": self.entity.__name__,
+            "description": f"Reference to a {self.entity.__name__}, by key",
+        }
+        if self.entity in inside:
+            return described
+        inside |= {self.entity}
         options: list[dict[str, Any]] = []
         for shape in self.accepted().values():
             properties = {
-                part.name: ReferenceValidator(part.target.class_, Key()).json_schema()
+                part.name: ReferenceValidator(part.target.class_, Key()).json_schema(
+                    inside
+                )
                 if part.target is not None
                 else adapter.json_schema()
                 if adapter is not None
@@ -579,11 +606,7 @@ class ReferenceValidator:
         unique = [
             option for n, option in enumerate(options) if option not in options[:n]
         ]
-        return {
-            "title": self.entity.__name__,
-            "description": f"Reference to a {self.entity.__name__}, by key",
-            "anyOf": unique,
-        }
+        return described | {"anyOf": unique}
 
 
 # Types that Pydantic would take for another one, which makes one key of several.

@@ -405,7 +405,12 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
 
     def __enter__(self) -> Session:
         if self._open() == "savepoint":
-            self._transaction = self.session.begin_nested()
+            try:
+                self._transaction = self.session.begin_nested()
+            except SQLAlchemyError as failed:
+                # It flushes first what the owner has left to write.
+                translate(failed)
+                raise
         session: Session = self.session
         return session
 
@@ -459,7 +464,12 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
 
     async def __aenter__(self) -> AsyncSession:
         if self._open() == "savepoint":
-            self._transaction = await self.session.begin_nested()
+            try:
+                self._transaction = await self.session.begin_nested()
+            except SQLAlchemyError as failed:
+                # It flushes first what the owner has left to write.
+                translate(failed)
+                raise
         session: AsyncSession = self.session
         return session
 
@@ -492,6 +502,10 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             translate(error)
 
     async def _finish(self, how: Ending, error: BaseException | None) -> None:
+        if how == "discard" and not self.session.in_transaction():
+            # Nothing to wait for, so nothing to shield.
+            await self.session.close()
+            return
         session = _Waiting(self.session)
         if how == "commit":
             try:

@@ -168,7 +168,11 @@ class Watch:
         self._waited = {}
 
     def end(self, error: BaseException | None) -> bool:
-        """End with the block; if it failed after writing, the work is half done."""
+        """
+        End with the block, and say whether it has written.
+
+        If it failed after that, the work is half done.
+        """
         session = self.session
         has_written = self.look()
         session._watches.remove(self)
@@ -180,6 +184,8 @@ class Watch:
 
 def _waiting(session: Session) -> dict[Any, dict[str, Any]]:
     """Give what a flush would write: each object, and the values it has changed."""
+    if session._is_clean():
+        return {}
     return {
         (kind, state): {key: state.dict.get(key) for key in state.committed_state}
         for kind, instances in (

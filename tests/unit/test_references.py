@@ -7,13 +7,13 @@ import pickle
 import uuid
 from datetime import UTC, datetime, time
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from sqlalchemy import JSON, inspect, types
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import JSON, ForeignKey, UniqueConstraint, inspect, types
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from seance import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
 from seance.keys import identifiers
@@ -24,7 +24,6 @@ from tests.fixtures.models import (
     Car,
     Colour,
     Country,
-    Node,
     Region,
     Sample,
     Seat,
@@ -55,6 +54,19 @@ class Loose(Base):
     key: Mapped[Any] = mapped_column(Anything, unique=True)
     flag: Mapped[bool | None] = mapped_column(unique=True)
     hour: Mapped[time | None] = mapped_column(unique=True)
+
+
+class Folder(Base):
+    """Its key holds one of its own kind."""
+
+    __tablename__ = "folder"
+    __table_args__ = (UniqueConstraint("parent_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("folder.id"))
+    name: Mapped[str]
+
+    parent: Mapped[Folder | None] = relationship(remote_side=[id])
 
 
 def reference(given: Any, to: Any = Ref[Country]) -> Any:
@@ -151,8 +163,9 @@ class TestAccepted:
 
     def test_from_json(self) -> None:
         """What JSON writes as text is read as the type of the column."""
-        adapter = TypeAdapter(list[Ref[Sample]])
-        found = adapter.validate_json('[{"token": "%s"}, {"id": 1}]' % uuid.UUID(int=3))
+        adapter: TypeAdapter[Any] = TypeAdapter(list[Ref[Sample]])
+        text = '[{"token": "00000000-0000-0000-0000-000000000003"}, {"id": 1}]'
+        found = adapter.validate_json(text)
 
         assert [{"token": uuid.UUID(int=3)}, {"id": 1}] == [key_of(p) for p in found]
 
@@ -166,9 +179,10 @@ class TestAccepted:
 
         row = Row.model_validate({"origin": "fr", "zone": 3})
 
-        assert {"country": row.origin, "zone": 3} == key_of(row.region)  # type: ignore[arg-type]  # a proxy
-        given = Row.model_validate({"origin": "fr", "zone": 3, "region": 7})
-        assert {"id": 7} == key_of(given.region) if False else True
+        assert {"country": row.origin, "zone": 3} == key_of(cast(Proxy, row.region))
+        other = {"country": {"code": "de"}, "zone": 9}
+        given = Row.model_validate({"origin": "fr", "zone": 3, "region": other})
+        assert 9 == given.region.zone
 
     def test_composed_of_null(self) -> None:
         """A part that is null means no reference, where one is optional."""
@@ -195,8 +209,10 @@ class TestRefused:
                 Ref[Country],
                 (
                     "reference_key",
-                    "an object with nope does not name a row of Country; its keys are "
-                    "(id) or (code)",
+                    (
+                        "an object with nope does not name a row of Country; its keys are "
+                        "(id) or (code)"
+                    ),
                 ),
             ),
             (
@@ -204,8 +220,10 @@ class TestRefused:
                 Ref[Country],
                 (
                     "reference_key",
-                    "an object with code, name does not name a row of Country; its "
-                    "keys are (id) or (code)",
+                    (
+                        "an object with code, name does not name a row of Country; its "
+                        "keys are (id) or (code)"
+                    ),
                 ),
             ),
             (
@@ -213,8 +231,10 @@ class TestRefused:
                 Annotated[Country, Key("id")],
                 (
                     "reference_key",
-                    "an object with code does not name a row of Country; its keys are "
-                    "(id)",
+                    (
+                        "an object with code does not name a row of Country; its keys are "
+                        "(id)"
+                    ),
                 ),
             ),
             (
@@ -222,8 +242,10 @@ class TestRefused:
                 Ref[Country],
                 (
                     "reference_key",
-                    "a value of type list does not name a row of Country; its keys are "
-                    "(id) or (code)",
+                    (
+                        "a value of type list does not name a row of Country; its keys are "
+                        "(id) or (code)"
+                    ),
                 ),
             ),
             (
@@ -236,8 +258,10 @@ class TestRefused:
                 Ref[Country],
                 (
                     "reference_key",
-                    "Country.id: Input should be a valid integer, unable to parse "
-                    "string as an integer",
+                    (
+                        "Country.id: Input should be a valid integer, unable to parse "
+                        "string as an integer"
+                    ),
                 ),
             ),
             (
@@ -245,8 +269,10 @@ class TestRefused:
                 Ref[Region],
                 (
                     "reference_key",
-                    "an object with zone does not name a row of Country; its keys are "
-                    "(id) or (code)",
+                    (
+                        "an object with zone does not name a row of Country; its keys are "
+                        "(id) or (code)"
+                    ),
                 ),
             ),
         ],
@@ -330,7 +356,7 @@ class TestKeptApart:
                 reference({"hour": hour}, Ref[Loose])
                 reference({"moment": moment}, Ref[Sample])
 
-            assert hours == bulk.get(Loose)[:0] or 2 == len(bulk.get(Loose))
+            assert 2 == len(bulk.get(Loose))
             assert 2 == len(bulk.get(Sample))
 
     def test_zeros(self) -> None:
@@ -427,15 +453,13 @@ class TestProxy:
         assert one == other
         assert one == country
         assert country == one
-        assert country in [one]
         assert {country} == {one, other}
         assert one != resolved(Country(code="fr"), code="fr")
         assert one != reference("fr")
         assert reference("fr") == reference({"code": "fr"})
         assert reference("fr") != reference("de")
         assert reference("fr") != reference("fr", Ref[Author])
-        nested = [{"country": "fr", "zone": 1}, {"country": {"code": "fr"}, "zone": 1}]
-        assert 1 == len([r for r in nested[:1] if reference(r, Ref[Region])])
+        nested = [{"country": form, "zone": 1} for form in ("fr", {"code": "fr"})]
         assert reference(nested[0], Ref[Region]) == reference(nested[1], Ref[Region])
 
     def test_repr(self) -> None:
@@ -490,12 +514,10 @@ class TestJson:
     def test_schema_of_its_own_kind(self) -> None:
         """An entity whose key holds one of its own kind has a schema that ends."""
 
-        class Folder(Base):
-            __tablename__ = "folder"
-            id: Mapped[int] = mapped_column(primary_key=True)
+        schema = TypeAdapter(Annotated[Folder, Key("parent", "name")]).json_schema()
+        [form] = schema["anyOf"]
 
-        assert TypeAdapter(Ref[Node]).json_schema()
-        assert TypeAdapter(Ref[Folder]).json_schema()
+        assert "Folder" == form["properties"]["parent"]["title"]
 
     def test_optional(self) -> None:
         """Null is a form where it is accepted, and the field is not required."""
@@ -569,7 +591,7 @@ class TestSpec:
         assert ("1", "untitled") == (book.isbn, book.title)
         assert author is book.author
         assert "pages" not in book.__dict__
-        with pytest.raises(UnresolvedReferenceError, match="Author.code='x'"):
+        with pytest.raises(UnresolvedReferenceError, match=r"Author\(code='x'\)"):
             BookIn.model_validate({"isbn": "1", "author": "x"}).to_resource()
 
 

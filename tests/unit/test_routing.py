@@ -56,7 +56,7 @@ WRITES = [
     select(THING).with_for_update(),
     select(THING).with_for_update(read=True),
     union(select(THING.c.id), select(INSERTED.c.id)),
-    DDL("DROP TABLE thing"),
+    DDL("DROP TABLE thing"),  # type: ignore[no-untyped-call]  # SQLAlchemy's
     CreateTable(Thing.__table__),  # type: ignore[arg-type]  # a Table
     text("INSERT INTO thing VALUES (1)"),
     text("WITH one AS (DELETE FROM thing RETURNING id) SELECT * FROM one"),

@@ -154,7 +154,8 @@ def settle(
                 for name, part in held.items()
                 if name not in left_out
             }
-            place(session, value, attributes, row, fills=fills)
+            names = local.keys[value]._seance_shape.names if row else ()
+            place(session, value, attributes, row, key=names, fills=fills)
             for proxy in waiting.get(value, ()):
                 settle_instance(proxy, _fetched(proxy, row), value.instance)
                 done.append(proxy)

@@ -87,10 +87,14 @@ class RowValidator:
         sources = [columns[places[source]] for source in validator.sources]
         broken = {row for row, _, _ in refused}
         tokens = list(zip(*map(_tokens, sources), strict=True))
+        if not {NoneType}.issuperset(map(type, given)):
+            # What was given comes before what would be composed.
+            broken.update(row for row, value in enumerate(given) if value is not None)
+            given = _each(validator, name, given, refused, optional=True)
         made: dict[Any, Any] = {}
         wrong: dict[Any, PydanticCustomError] = {}
         for row, token in enumerate(tokens):
-            if token not in made:
+            if token not in made and row not in broken:
                 made[token] = None
                 try:
                     parts = tuple([column[row] for column in sources])
@@ -103,12 +107,10 @@ class RowValidator:
                 for row, token in enumerate(tokens)
                 if token in wrong and row not in broken
             )
-        result = [made[token] for token in tokens]
-        if not {NoneType}.issuperset(map(type, given)):
-            for row, value in enumerate(given):
-                if value is not None:
-                    result[row] = validator(value)
-        return result
+        return [
+            made.get(token) if value is None else value
+            for token, value in zip(tokens, given, strict=True)
+        ]
 
 
 def _tokens(values: Sequence[Any]) -> Sequence[Any]:
@@ -224,6 +226,8 @@ def _deferred(
         inner = inner["schema"]
     if inner["type"] != "model-fields":
         return {}, set(), None
+    if any(_looks_around(field["schema"]) for field in inner["fields"].values()):
+        return {}, set(), None
     later: dict[str, ReferenceValidator] = {}
     optional: set[str] = set()
     fields = {}
@@ -258,6 +262,19 @@ def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:
         if validator is not None:
             return {"type": "any"}, validator
     return schema, None
+
+
+def _looks_around(schema: Any) -> bool:
+    """Whether what makes a field may read the fields before it."""
+    if isinstance(schema, (list, tuple)):
+        return any(map(_looks_around, schema))
+    if not isinstance(schema, dict):
+        return False
+    if "seance_reference" in (schema.get("metadata") or ()):
+        return False
+    if schema.get("type") == "with-info" or schema.get("default_factory_takes_data"):
+        return True
+    return any(map(_looks_around, schema.values()))
 
 
 def _is_nullable(schema: Any) -> bool:

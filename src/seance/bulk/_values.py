@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,6 +170,7 @@ def place(
     attributes: Mapping[str, Any],
     row: dict[str, Any] | None,
     *,
+    key: Collection[str] = (),
     fills: bool = False,
 ) -> None:
     """
@@ -178,6 +179,7 @@ def place(
     Args:
         attributes: What was given, references as the instances they stand for.
         row: The columns of the row by attribute.
+        key: The attributes the row was found by: to the database they are equal.
         fills: Whether the attributes that were not given are those of the row.
     """
     given = value.instance
@@ -198,8 +200,7 @@ def place(
     identity = tuple(
         row[mapper.get_property_by_column(column).key] for column in mapper.primary_key
     )
-    key = mapper.identity_key_from_primary_key(identity)
-    known = session.identity_map.get(key)
+    known = session.identity_map.get(mapper.identity_key_from_primary_key(identity))
     value.was_known = known is not None
     if given is None:
         value.instance = instance_for(mapper, identity, session)
@@ -208,7 +209,7 @@ def place(
     elif known is not given:
         discard(session, given)
         value.instance = known
-    _apply(session, value.instance, attributes, row)
+    _apply(session, value.instance, attributes, row, key)
     if fills:
         for name in inspect(value.instance).unloaded & row.keys():
             set_committed_value(value.instance, name, row[name])
@@ -290,6 +291,7 @@ def _apply(
     instance: Any,
     attributes: Mapping[str, Any],
     row: Mapping[str, Any],
+    key: Collection[str],
 ) -> None:
     """Set what differs from the row, or from what the session has changed in it."""
     mapper = inspect(type(instance))
@@ -308,6 +310,8 @@ def _apply(
                 setattr(instance, name, value)
             continue
         _load(instance, name, row)
+        if name in key:
+            continue
         if name not in held or not _equal(session, prop, held[name], value):
             setattr(instance, name, value)
 
@@ -380,7 +384,8 @@ def flush(
                     for name in _set_attributes(value.instance)
                     if allowed is None or name in allowed
                 }
-                place(session, value, attributes, row)
+                names = proxy._seance_shape.names
+                place(session, value, attributes, row, key=names)
         for value in values:
             if value in statuses:
                 discard(session, value.instance)

@@ -431,7 +431,11 @@ def _translated(connection: Connection, sql: str, error: Exception) -> Exception
         translate = getattr(module, "_asyncpg_error_translate", {})
         for cls in type(error).__mro__:
             if cls in translate:
-                adapted = translate[cls](f"{type(error)}: {error}", error)
+                message = f"{type(error)}: {error}"
+                adapted = translate[cls](message, error)
+                # SQLAlchemy 2.0 sets these where it raises, 2.1 in there.
+                adapted.args = (message,)
+                adapted.sqlstate = getattr(error, "sqlstate", None)
                 break
         else:
             return error

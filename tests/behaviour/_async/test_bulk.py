@@ -21,6 +21,7 @@ from tests.fixtures.models import (
     Person,
     Region,
     Sample,
+    Tag,
 )
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +176,19 @@ class TestFlush:
         assert ["updated", "updated", "created"] == first.statuses
         assert ["unchanged", "unchanged"] == second.statuses
         assert [("x", "1"), ("y", "1")] == [tuple(row) for row in rows]
+
+    async def test_update_by_collation(self, session: AsyncSession) -> None:
+        """A key that a collation calls equal finds the row, and does not change it."""
+        session.add(Tag(name="Paris", note="old"))
+        await session.commit()
+        session.expunge_all()
+        async with session.bulk() as bulk:
+            bulk.add(Tag(name="PARIS", note="new"))
+            report = await bulk.commit(on_conflict="update")
+        rows = await session.execute(text("SELECT name, note FROM tag"))
+
+        assert ["updated"] == report.statuses
+        assert [("Paris", "new")] == [tuple(row) for row in rows]
 
     async def test_update_fields(self, session: AsyncSession) -> None:
         """``update_fields`` limits what an update may change."""

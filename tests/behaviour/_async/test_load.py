@@ -194,20 +194,21 @@ class TestCounts:
             "y,1,a1", "x,1,a1",
         )  # fmt: skip
         found = {}
-        for policy in ("raise", "skip", "update"):
+        policies: list[Any] = ["raise", "skip", "update"]
+        for policy in policies:
             async with session.bulk() as bulk:
                 report = await bulk.load(
                     source,
                     BookIn,
                     max_errors=None,
-                    on_conflict=policy,  # type: ignore[arg-type]  # one of them
+                    on_conflict=policy,
                     batch_size=batch_size,
                 )
                 again = await bulk.load(
                     source,
                     BookIn,
                     max_errors=None,
-                    on_conflict=policy,  # type: ignore[arg-type]  # one of them
+                    on_conflict=policy,
                     batch_size=batch_size,
                 )
             titles = [title for _, title, _ in await books(session)]

@@ -562,6 +562,19 @@ class TestSavepoint:
 
         assert ["a", "b"] == await names(db)
 
+    async def test_failing_flush(self, db: Database) -> None:
+        """What the owner had left to write may be refused as the block begins."""
+        with pytest.raises(Boom):
+            async with db.async_session_manager() as outer:
+                outer.add_all([Thing(name="a"), Thing(name="a")])
+                with pytest.raises(IntegrityError) as caught:
+                    await async_session_manager(savepoint=True).__aenter__()
+                assert isinstance(caught.value, DatabaseError)
+                assert outer is current_async_session()
+                raise Boom
+
+        assert [] == await names(db)
+
     async def test_nested(self, db: Database) -> None:
         """Savepoints nest: each undoes its own."""
         async with db.async_session_manager(auto_commit=True):

@@ -23,6 +23,7 @@ from seance import (
     async_session_factory,
     async_session_manager,
 )
+from tests.fixtures.counting import count_statements
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Part, Thing
 
@@ -193,29 +194,34 @@ class TestRouting:
         engine = db.manager.async_engines["copy"]
         bind = getattr(engine, "sync_engine", engine)
         async with db.async_session() as session:
-            await session.execute(
-                insert(Thing).values(name="a"), bind_arguments={"bind": bind}
-            )
+            with count_statements(engine) as counted:
+                await session.execute(
+                    insert(Thing).values(name="a"), bind_arguments={"bind": bind}
+                )
 
+        assert 1 == counted.count
         assert [] == router.asked
 
     async def test_binds(self, db: Database, router: Recorder) -> None:
         """What *binds* names comes before the routers, which get the rest."""
-        factory = async_session_factory(
-            routing=db.manager, binds={Thing: db.manager.async_engines["copy"]}
-        )
+        engine = db.manager.async_engines["default"]
+        factory = async_session_factory(routing=db.manager, binds={Thing: engine})
         async with factory() as session:
-            await session.scalars(select(Thing))
-            await session.scalars(select(Part))
+            with count_statements(engine) as counted:
+                await session.scalars(select(Thing))
+                await session.scalars(select(Part))
 
+        assert 1 == counted.count
         assert [("read", Part)] == router.asked
 
     async def test_bind(self, db: Database, router: Recorder) -> None:
         """The session's own bind comes before the routers."""
-        factory = async_session_factory(db.manager.async_engines["copy"], db.manager)
-        async with factory() as session:
-            await session.scalars(select(Thing))
+        engine = db.manager.async_engines["copy"]
+        async with async_session_factory(engine, db.manager)() as session:
+            with count_statements(engine) as counted:
+                await session.execute(insert(Thing).values(name="a"))
 
+        assert 1 == counted.count
         assert [] == router.asked
 
     async def test_unknown_alias(self, async_url: str) -> None:
@@ -311,7 +317,7 @@ class TestFactories:
     async def test_positional(self) -> None:
         """What else is positional is refused, as SQLAlchemy does."""
         with pytest.raises(TypeError, match="takes keywords"):
-            async_session_factory(None, None, False, None, True)  # type: ignore[arg-type]  # on purpose
+            async_session_factory(None, None, False, None, True)  # type: ignore[call-overload]  # on purpose
 
     async def test_bind(self, db: Database) -> None:
         """Without a manager a bind is all it takes."""

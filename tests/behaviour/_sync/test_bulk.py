@@ -22,6 +22,7 @@ from tests.fixtures.models import (
     Person,
     Region,
     Sample,
+    Tag,
 )
 
 
@@ -170,6 +171,19 @@ class TestFlush:
         assert ["updated", "updated", "created"] == first.statuses
         assert ["unchanged", "unchanged"] == second.statuses
         assert [("x", "1"), ("y", "1")] == [tuple(row) for row in rows]
+
+    def test_update_by_collation(self, session: Session) -> None:
+        """A key that a collation calls equal finds the row, and does not change it."""
+        session.add(Tag(name="Paris", note="old"))
+        session.commit()
+        session.expunge_all()
+        with session.bulk() as bulk:
+            bulk.add(Tag(name="PARIS", note="new"))
+            report = bulk.commit(on_conflict="update")
+        rows = session.execute(text("SELECT name, note FROM tag"))
+
+        assert ["updated"] == report.statuses
+        assert [("Paris", "new")] == [tuple(row) for row in rows]
 
     def test_update_fields(self, session: Session) -> None:
         """``update_fields`` limits what an update may change."""

@@ -192,20 +192,21 @@ class TestCounts:
             "y,1,a1", "x,1,a1",
         )  # fmt: skip
         found = {}
-        for policy in ("raise", "skip", "update"):
+        policies: list[Any] = ["raise", "skip", "update"]
+        for policy in policies:
             with session.bulk() as bulk:
                 report = bulk.load(
                     source,
                     BookIn,
                     max_errors=None,
-                    on_conflict=policy,  # type: ignore[arg-type]  # one of them
+                    on_conflict=policy,
                     batch_size=batch_size,
                 )
                 again = bulk.load(
                     source,
                     BookIn,
                     max_errors=None,
-                    on_conflict=policy,  # type: ignore[arg-type]  # one of them
+                    on_conflict=policy,
                     batch_size=batch_size,
                 )
             titles = [title for _, title, _ in books(session)]

@@ -547,6 +547,19 @@ class TestSavepoint:
 
         assert ["a", "b"] == names(db)
 
+    def test_failing_flush(self, db: Database) -> None:
+        """What the owner had left to write may be refused as the block begins."""
+        with pytest.raises(Boom):
+            with db.session_manager() as outer:
+                outer.add_all([Thing(name="a"), Thing(name="a")])
+                with pytest.raises(IntegrityError) as caught:
+                    session_manager(savepoint=True).__enter__()
+                assert isinstance(caught.value, DatabaseError)
+                assert outer is current_session()
+                raise Boom
+
+        assert [] == names(db)
+
     def test_nested(self, db: Database) -> None:
         """Savepoints nest: each undoes its own."""
         with db.session_manager(auto_commit=True):

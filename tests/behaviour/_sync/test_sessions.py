@@ -23,6 +23,7 @@ from seance import (
     session_factory,
     session_manager,
 )
+from tests.fixtures.counting import count_statements
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Part, Thing
 
@@ -187,29 +188,34 @@ class TestRouting:
         engine = db.manager.engines["copy"]
         bind = getattr(engine, "sync_engine", engine)
         with db.session() as session:
-            session.execute(
-                insert(Thing).values(name="a"), bind_arguments={"bind": bind}
-            )
+            with count_statements(engine) as counted:
+                session.execute(
+                    insert(Thing).values(name="a"), bind_arguments={"bind": bind}
+                )
 
+        assert 1 == counted.count
         assert [] == router.asked
 
     def test_binds(self, db: Database, router: Recorder) -> None:
         """What *binds* names comes before the routers, which get the rest."""
-        factory = session_factory(
-            routing=db.manager, binds={Thing: db.manager.engines["copy"]}
-        )
+        engine = db.manager.engines["default"]
+        factory = session_factory(routing=db.manager, binds={Thing: engine})
         with factory() as session:
-            session.scalars(select(Thing))
-            session.scalars(select(Part))
+            with count_statements(engine) as counted:
+                session.scalars(select(Thing))
+                session.scalars(select(Part))
 
+        assert 1 == counted.count
         assert [("read", Part)] == router.asked
 
     def test_bind(self, db: Database, router: Recorder) -> None:
         """The session's own bind comes before the routers."""
-        factory = session_factory(db.manager.engines["copy"], db.manager)
-        with factory() as session:
-            session.scalars(select(Thing))
+        engine = db.manager.engines["copy"]
+        with session_factory(engine, db.manager)() as session:
+            with count_statements(engine) as counted:
+                session.execute(insert(Thing).values(name="a"))
 
+        assert 1 == counted.count
         assert [] == router.asked
 
     def test_unknown_alias(self, url: str) -> None:
@@ -305,7 +311,7 @@ class TestFactories:
     def test_positional(self) -> None:
         """What else is positional is refused, as SQLAlchemy does."""
         with pytest.raises(TypeError, match="takes keywords"):
-            session_factory(None, None, False, None, True)  # type: ignore[arg-type]  # on purpose
+            session_factory(None, None, False, None, True)  # type: ignore[call-overload]  # on purpose
 
     def test_bind(self, db: Database) -> None:
         """Without a manager a bind is all it takes."""
