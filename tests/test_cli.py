@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -693,6 +695,13 @@ class Program:
         stream.write(header + b"".join(b"C%d\n" % n for n in codes))
         stream.flush()
 
+    @property
+    def unread(self) -> int:
+        """Bytes of its standard input that it has not taken yet."""
+        assert self.process.stdin is not None
+        found = fcntl.ioctl(self.process.stdin, termios.FIONREAD, bytes(4))
+        return int.from_bytes(found, sys.byteorder)
+
     def end(self) -> Done:
         """Close its standard input, and wait for it to end."""
         out, err = self.process.communicate(timeout=60)
@@ -731,8 +740,11 @@ class TestSignals:
     def test_waiting(self, async_url: str) -> None:
         """The signal alone is enough: nothing more has to arrive."""
         create(async_url)
-        with Program(async_url, "-", "--batch-size", "1000") as program:
-            program.write(range(MANY))
+        with Program(async_url, "-") as program:
+            # Less than a batch, so it goes on to wait for the rest of that.
+            program.write(range(100))
+            while program.unread:
+                assert program.process.poll() is None
             program.process.send_signal(signal.SIGTERM)
 
             # Its standard input is still open.

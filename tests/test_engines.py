@@ -106,7 +106,7 @@ class TestDriverUrl:
 
     def test_other_backends(self) -> None:
         """What we know nothing of is left to SQLAlchemy."""
-        url = make_url("oracle+oracledb://u:p@h/d")
+        url = make_url("oracle://u:p@h/d")
 
         assert url is driver_url(url, async_mode=False)
         assert url is driver_url(url, async_mode=True)

@@ -81,12 +81,9 @@ def driver_url(url: URL, *, async_mode: bool) -> URL:
 def _serves(url: URL, *, async_mode: bool) -> bool:
     """Whether the driver that *url* names is of the wanted kind."""
     try:
-        dialect = url.get_dialect()
+        return url.get_dialect().is_async is async_mode
     except NoSuchModuleError as error:
         raise RoutingError(f"no dialect {url.drivername!r} is installed") from error
-    if async_mode:
-        dialect = dialect.get_async_dialect_cls(url)
-    return dialect.is_async is async_mode
 
 
 def _renamed(query: Mapping[str, Any], was: bool, will_be: bool) -> dict[str, Any]:

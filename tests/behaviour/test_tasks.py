@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, func, insert, select
+from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.util import await_only
 
 from seance import (
@@ -497,6 +498,14 @@ class TestKinds:
             scoped_session(db.async_session)  # type: ignore[type-var]  # on purpose
         with pytest.raises(SessionError, match="use scoped_session"):
             async_scoped_session(db.session)  # type: ignore[type-var]  # on purpose
+
+    async def test_other_sync_class(self, db: Database) -> None:
+        """A sync session that cannot be routed is refused where it is given."""
+        with pytest.raises(SessionError, match="routing needs a sync session"):
+            AsyncSession(routing=db.manager, sync_session_class=PlainSession)
+        async with AsyncSession(sync_session_class=PlainSession) as session:
+            with pytest.raises(SessionError, match="needs a sync session of seance"):
+                await session.commit(expire=True)
 
     async def test_shared_memory(self) -> None:
         """Both faces of SQLite's memory see one database."""

@@ -133,6 +133,8 @@ class TestThreads:
         """However many threads ask at once, they get one engine."""
         barrier = Barrier(8)
         db = Database(url)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
 
         def work(number: int) -> int:
             barrier.wait()
@@ -140,6 +142,7 @@ class TestThreads:
 
         with ThreadPoolExecutor(8) as threads:
             assert 1 == len(set(threads.map(work, range(8))))
+        sys.setswitchinterval(interval)
         db.dispose()
 
 

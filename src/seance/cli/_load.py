@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import inspect, make_url
+from sqlalchemy import event, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from seance import Database, LoadReport, RoutingError, Session, SessionBulk
@@ -82,7 +82,7 @@ class Job:
         with db:
             try:
                 with db.session_manager() as session:
-                    return self._load(session, source)
+                    return self._load(session, source, interrupts)
             finally:
                 interrupts.over()
 
@@ -92,14 +92,23 @@ class Job:
         async with db:
             try:
                 async with db.async_session_manager() as session:
-                    return await session.run_sync(self._load, source)
+                    return await session.run_sync(self._load, source, interrupts)
             finally:
                 interrupts.over()
 
-    def _load(self, session: Any, source: Any) -> LoadReport:
+    def _load(self, session: Any, source: Any, interrupts: Interrupts) -> LoadReport:
         self._check_tables(session)
         bulk: SessionBulk = session.bulk()
-        return bulk.load(source, self.into, **self.options)
+        event.listen(session, "before_commit", interrupts.hold)
+        shown = self.options.get("progress")
+
+        def progress(report: LoadReport) -> None:
+            if shown is not None:
+                shown(report)
+            interrupts.release()
+
+        options = {**self.options, "progress": progress}
+        return bulk.load(source, self.into, **options)
 
     def _check_tables(self, session: Session) -> None:
         """Connect; create what is missing, in the transaction of the load, or say so."""

@@ -27,6 +27,7 @@ class Interrupts:
         self._task: asyncio.Task[Any] | None = None
         self._is_waiting = False
         self._is_taken = False
+        self._is_held = False
         self._is_over = False
 
     def run(self, work: Awaitable[T]) -> T:
@@ -57,6 +58,21 @@ class Interrupts:
         finally:
             self._is_waiting = False
 
+    def hold(self, *_: object) -> None:
+        """
+        Put a signal off until :meth:`release`: a commit is on its way.
+
+        Cut off in there, nobody could say whether it was one. A second signal is
+        not put off.
+        """
+        self._is_held = True
+
+    def release(self) -> None:
+        """Do what was put off."""
+        self._is_held = False
+        if self._is_taken:
+            self._interrupt()
+
     def over(self) -> None:
         """Ignore signals from here on: what is left to do is brief, and cleans up."""
         self._is_over = True
@@ -65,7 +81,11 @@ class Interrupts:
         """Handle a signal."""
         if self._is_over:
             return
-        self._is_taken = True
+        is_first, self._is_taken = not self._is_taken, True
+        if not (self._is_held and is_first):
+            self._interrupt()
+
+    def _interrupt(self) -> None:
         if self._task is None or self._is_waiting:
             raise KeyboardInterrupt
         # The loop sleeps until something wakes it; a signal alone does not.

@@ -138,6 +138,15 @@ class TestApplication:
 
         assert APP_CONTEXT.get() is None
 
+    async def test_by_hand(self) -> None:
+        """What was made current by other means inside is left alone."""
+        other = Database("sqlite://")
+        async with Database("sqlite://"):
+            token = APP_CONTEXT.set(other)
+        assert other is APP_CONTEXT.get()
+        APP_CONTEXT.reset(token)
+        APP_CONTEXT.set(None)
+
     async def test_after_an_error(self) -> None:
         """A block that fails is left like any other."""
         with pytest.raises(ZeroDivisionError):

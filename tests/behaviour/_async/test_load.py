@@ -266,7 +266,7 @@ class TestCounts:
         """Rows of one key are written in their order, also if their fields differ."""
         rows: list[dict[str, Any]] = [
             {"code": "a", "name": "1"},
-            {"code": "a", "email": "2"},
+            {"code": "a", "name": "2", "email": "2"},
             {"code": "a", "name": "3"},
         ]
         async with session.bulk() as bulk:
@@ -792,6 +792,19 @@ class TestWaysOfWriting:
             ("a", 2, "made in python", 2),
             ("b", 1, "made in python", 1),
         ] == [tuple(row) for row in found]
+
+    async def test_known_to_the_session(self, session: AsyncSession) -> None:
+        """What the session knew stays in it; what the load made does not."""
+        session.add(Account(code="a", balance=1))
+        await session.commit()
+        [mine] = await session.scalars(select(Account))
+        rows = [{"code": code, "balance": 2} for code in "ab"]
+        async with session.bulk() as bulk:
+            await bulk.load(rows, AccountIn, on_conflict="update")
+        await session.refresh(mine)
+
+        assert [mine] == list(session)
+        assert 2 == mine.balance
 
     async def test_inheritance(self, session: AsyncSession) -> None:
         """An entity over two tables gets its row in both."""

@@ -870,6 +870,21 @@ class TestValues:
         assert 200 == resolution.values
         assert 1 == statements.count
 
+    async def test_asked_for_once(self, db: Database, session: AsyncSession) -> None:
+        """A value and the references to it share one look-up."""
+        session.add(Author(code="a"))
+        await session.commit()
+        session.expunge_all()
+        async with session.bulk() as bulk:
+            [reference] = references(Ref[Author], ["a"])
+            bulk.add(AuthorIn(code="a", name="x"))
+            with count_statements(db.manager.async_engines["default"]) as statements:
+                await bulk.resolve()
+            [author] = bulk.get(Author, scope="values")
+
+        assert 1 == statements.count
+        assert author == reference
+
 
 class TestList:
     async def test_order(self, session: AsyncSession) -> None:

@@ -720,6 +720,18 @@ class TestHalfDone:
 
         assert ["first", "whole"] == await names(db)
 
+    async def test_closed(self, db: Database) -> None:
+        """Closing gives up what is half done as well."""
+        async with db.async_session_manager(auto_commit=True) as outer:
+            with pytest.raises(Boom):
+                async with async_session_manager() as inner:
+                    await write_by_flush(inner)
+                    raise Boom
+            await outer.close()
+            outer.add(Thing(name="whole"))
+
+        assert ["first", "whole"] == await names(db)
+
     async def test_rolled_back_to_a_savepoint(self, db: Database) -> None:
         """What a savepoint of the user's own undoes is not half done either."""
         async with db.async_session_manager(auto_commit=True) as outer:

@@ -258,7 +258,7 @@ class TestCounts:
         """Rows of one key are written in their order, also if their fields differ."""
         rows: list[dict[str, Any]] = [
             {"code": "a", "name": "1"},
-            {"code": "a", "email": "2"},
+            {"code": "a", "name": "2", "email": "2"},
             {"code": "a", "name": "3"},
         ]
         with session.bulk() as bulk:
@@ -760,6 +760,19 @@ class TestWaysOfWriting:
             ("a", 2, "made in python", 2),
             ("b", 1, "made in python", 1),
         ] == [tuple(row) for row in found]
+
+    def test_known_to_the_session(self, session: Session) -> None:
+        """What the session knew stays in it; what the load made does not."""
+        session.add(Account(code="a", balance=1))
+        session.commit()
+        [mine] = session.scalars(select(Account))
+        rows = [{"code": code, "balance": 2} for code in "ab"]
+        with session.bulk() as bulk:
+            bulk.load(rows, AccountIn, on_conflict="update")
+        session.refresh(mine)
+
+        assert [mine] == list(session)
+        assert 2 == mine.balance
 
     def test_inheritance(self, session: Session) -> None:
         """An entity over two tables gets its row in both."""

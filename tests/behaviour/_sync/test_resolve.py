@@ -863,6 +863,21 @@ class TestValues:
         assert 200 == resolution.values
         assert 1 == statements.count
 
+    def test_asked_for_once(self, db: Database, session: Session) -> None:
+        """A value and the references to it share one look-up."""
+        session.add(Author(code="a"))
+        session.commit()
+        session.expunge_all()
+        with session.bulk() as bulk:
+            [reference] = references(Ref[Author], ["a"])
+            bulk.add(AuthorIn(code="a", name="x"))
+            with count_statements(db.manager.engines["default"]) as statements:
+                bulk.resolve()
+            [author] = bulk.get(Author, scope="values")
+
+        assert 1 == statements.count
+        assert author == reference
+
 
 class TestList:
     def test_order(self, session: Session) -> None:

@@ -703,6 +703,18 @@ class TestHalfDone:
 
         assert ["first", "whole"] == names(db)
 
+    def test_closed(self, db: Database) -> None:
+        """Closing gives up what is half done as well."""
+        with db.session_manager(auto_commit=True) as outer:
+            with pytest.raises(Boom):
+                with session_manager() as inner:
+                    write_by_flush(inner)
+                    raise Boom
+            outer.close()
+            outer.add(Thing(name="whole"))
+
+        assert ["first", "whole"] == names(db)
+
     def test_rolled_back_to_a_savepoint(self, db: Database) -> None:
         """What a savepoint of the user's own undoes is not half done either."""
         with db.session_manager(auto_commit=True) as outer:
