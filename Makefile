@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
 
-.PHONY: demo test lint types bench sync servers clean
+.PHONY: demo test compat lint types bench sync servers clean
 
 demo: $(VENV)/.flights
 	@$(BIN)/python -m examples.flights $(URL:%=--url %)
@@ -12,6 +12,10 @@ demo: $(VENV)/.flights
 test: servers $(VENV)/.flights
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 \
 		--dist loadgroup $(ARGS)
+
+# SQLAlchemy's own tests, with our classes for its own: ARGS=--quick for a part.
+compat: servers
+	@$(BIN)/python -m tools.compat $(ARGS)
 
 lint: $(VENV)/.ready
 	@$(BIN)/ruff format --check .
