@@ -14,6 +14,7 @@ from sqlalchemy.orm import exc as orm_exc
 
 import seance
 from seance import DatabaseError, SeanceError, UnresolvedReferenceError
+from seance.callers import Line
 from seance.errors import UnknownAliasError, describe_key, wrap
 from tests.fixtures.things import Base, Thing
 
@@ -119,7 +120,13 @@ def test_of_a_driver(url: str) -> None:
 
 OURS = [
     seance.SessionError("wrong"),
-    seance.ConcurrentUseError("wrong"),
+    seance.ConcurrentUseError(
+        "execute",
+        first="task 'a'",
+        second="task 'b'",
+        first_line=None,
+        second_line=Line("app.py", 3, "work"),
+    ),
     seance.RoutingError("wrong"),
     seance.LoadError("wrong"),
     seance.DatabaseError("wrong"),

@@ -15,13 +15,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "seance"
 # From the bottom up; a layer may import those beneath it, and nothing beside it.
 LAYERS = [
     {"errors"},
-    {"context", "keys", "routing"},
-    {"engines", "references"},
+    {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
+    {"guard", "reading", "references", "sqlite", "watching"},
+    {"entries"},
+    {"engines"},
     {"resources"},
     {"bulk"},
-    {"sessions"},
-    {"async_sessions"},
-    {"scopes", "scoping"},
+    {"endings", "sessions"},
+    {"scoping"},
+    {"async_sessions", "scopes"},
+    {"gathering", "reports"},
     {"database"},
     {"ext", "testing"},
     {"pytest_plugin", "cli"},
@@ -38,7 +41,7 @@ OPTIONAL = {
     # The async face, which needs greenlet.
     ("database", "seance.async_sessions"),
     ("database", "sqlalchemy.ext.asyncio"),
-    ("engines", "sqlalchemy.ext.asyncio"),
+    ("entries", "sqlalchemy.ext.asyncio"),
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

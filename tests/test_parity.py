@@ -33,9 +33,18 @@ ONE_SIDED = {
     # What the sync session knows of the async one, and the other way round.
     (seance.Session, "proxy"),
     (seance.Session, "async_mode"),
+    (seance.scoped_session, "proxy"),
+    (seance.scoped_session, "async_mode"),
     (seance.AsyncSession, "sync_session_class"),
     # AsyncSession asks the sync one.
     (seance.Session, "get_bind"),
+    (seance.Session, "begin"),
+    (seance.Session, "close"),
+    (seance.Session, "connection"),
+    (seance.Session, "flush"),
+    # Of the sync ones only in SQLAlchemy 2.0, of the async ones in all.
+    (seance.Session, "close_all"),
+    (seance.scoped_session, "close_all"),
 }
 SPELT = {"__enter__": "__aenter__", "__exit__": "__aexit__"}
 
@@ -47,7 +56,11 @@ def added(cls: type[Any], plain: type[Any]) -> set[str]:
         for parent in cls.__mro__
         if parent.__module__.startswith("seance") and parent not in plain.__mro__
         for name in vars(parent)
-        if (cls, name) not in ONE_SIDED and (name[0] != "_" or name in SPELT.values())
+        if (cls, name) not in ONE_SIDED
+        and (name[0] != "_" or name in SPELT.values())
+        # Neither is what SQLAlchemy has, for one user at a time.
+        and getattr(vars(parent)[name], "__wrapped__", name)
+        is not getattr(plain, name, None)
     } | {
         SPELT[name]
         for parent in cls.__mro__

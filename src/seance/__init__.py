@@ -17,7 +17,12 @@ from .bulk import (
     Resolution,
     SessionBulk,
 )
-from .context import APP_CONTEXT, SESSION_BULK_CONTEXT, SESSION_CONTEXT
+from .context import (
+    APP_CONTEXT,
+    SESSION_BULK_CONTEXT,
+    SESSION_CONTEXT,
+    context_scope,
+)
 from .database import Database
 from .engines import DatabaseManager
 from .errors import (
@@ -31,14 +36,19 @@ from .errors import (
     SessionError,
     UnresolvedReferenceError,
 )
+from .gathering import gather
 from .references import Key, Proxy, Ref
+from .reports import OpenSession
 from .resources import Spec, entity_of
-from .routing import DatabaseRouter
+from .routing import Choice, DatabaseRouter
 from .scopes import (
     async_session_manager,
     current_async_session,
     current_session,
+    on_commit,
+    on_rollback,
     session_manager,
+    using,
 )
 from .scoping import SessionFactory, scoped_session, session_factory
 from .sessions import Session
@@ -70,6 +80,7 @@ __all__ = [
     "Bulk",
     "BulkEntry",
     "BulkReport",
+    "Choice",
     "ConcurrentUseError",
     "Database",
     "DatabaseError",
@@ -78,6 +89,7 @@ __all__ = [
     "Key",
     "LoadError",
     "LoadReport",
+    "OpenSession",
     "Proxy",
     "Ref",
     "RejectedRowsError",
@@ -94,12 +106,17 @@ __all__ = [
     "async_scoped_session",
     "async_session_factory",
     "async_session_manager",
+    "context_scope",
     "current_async_session",
     "current_session",
     "entity_of",
+    "gather",
+    "on_commit",
+    "on_rollback",
     "scoped_session",
     "session_factory",
     "session_manager",
+    "using",
 ]
 
 

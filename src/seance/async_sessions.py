@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from asyncio import Task, current_task
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession as _AsyncSession
@@ -17,10 +18,15 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.util import ScopedRegistry
 
 from .bulk import AsyncSessionBulk
+from .callbacks import Callback
+from .context import context_scope
 from .engines import DatabaseManager
 from .errors import SessionError
+from .routing import Choice
+from .scoping import ContextRegistry, OurMethods
 from .sessions import Session
 
+C = TypeVar("C", bound=Callback)
 A = TypeVar("A", bound=_AsyncSession)
 
 
@@ -34,6 +40,8 @@ class AsyncSession(_AsyncSession):
     """
 
     sync_session_class = Session
+    # The block that made the session.
+    _seance_scope: Any = None
 
     def __init__(
         self,
@@ -67,13 +75,55 @@ class AsyncSession(_AsyncSession):
         if expire is None:
             await super().commit()
             return
+        session = self._ours("commit(expire=…)")
+        await self.run_sync(lambda _: session.commit(expire=expire))
+
+    async def __aexit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # As Session.__exit__.
+        session = self.sync_session
+        if not isinstance(session, Session):
+            await super().__aexit__(type_, value, traceback)
+            return
+        session._is_patient = True
+        try:
+            await super().__aexit__(type_, value, traceback)
+        finally:
+            session._is_patient = False
+
+    def _ours(self, what: str) -> Session:
         session = self.sync_session
         if not isinstance(session, Session):
             raise SessionError(
-                f"commit(expire=…) needs a sync session of seance, "
-                f"not {type(session).__name__}"
+                f"{what} needs a sync session of seance, not {type(session).__name__}"
             )
-        await self.run_sync(lambda _: session.commit(expire=expire))
+        return session
+
+    def on_commit(self, fn: C) -> C:
+        """As :meth:`Session.on_commit`; what *fn* returns is awaited."""
+        return self._ours("on_commit()").on_commit(fn)
+
+    def on_rollback(self, fn: C) -> C:
+        """As :meth:`Session.on_rollback`; what *fn* returns is awaited."""
+        return self._ours("on_rollback()").on_rollback(fn)
+
+    def explain(
+        self,
+        statement_or_entity: Any = None,
+        *,
+        execution_options: Any = None,
+        bind_arguments: Any = None,
+    ) -> Choice:
+        """Say which engine would be used, and why; as :meth:`Session.explain`."""
+        return self._ours("explain()").explain(
+            statement_or_entity,
+            execution_options=execution_options,
+            bind_arguments=bind_arguments,
+        )
 
     def bulk(self, *, proxy_reference: bool = True) -> AsyncSessionBulk:
         """Give a new bulk on this session, to be entered with ``async with``."""
@@ -107,22 +157,25 @@ class _TaskRegistry(ScopedRegistry[A]):
         session = self.registry.pop(task, None)
         if session is None:
             return
-        if not session.in_transaction():
+        core = session.sync_session
+        is_open = session.in_transaction()
+        if is_open or getattr(core, "_callbacks", None):
+            closing = task.get_loop().create_task(session.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        else:
             # Nothing to wait for.
-            session.sync_session.close()
-            return
-        closing = task.get_loop().create_task(session.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+            core.close()
         warnings.warn(
-            f"task {task.get_name()!r} ended inside a transaction of its scoped "
-            f"session; await remove() at its end, or use async_session_manager()",
+            f"task {task.get_name()!r} ended {'inside a transaction of' if is_open else 'without removing'} "
+            f"its scoped session; await remove() at its end, or use "
+            f"async_session_manager()",
             ResourceWarning,
             stacklevel=1,
         )
 
 
-class async_scoped_session(_async_scoped_session[A]):  # noqa: N801  # SQLAlchemy's name
+class async_scoped_session(OurMethods, _async_scoped_session[A]):  # noqa: N801  # SQLAlchemy's name
     """
     SQLAlchemy's ``async_scoped_session``, with ``bulk`` and ``routing``.
 
@@ -144,20 +197,16 @@ class async_scoped_session(_async_scoped_session[A]):  # noqa: N801  # SQLAlchem
                 f"use scoped_session for sync sessions"
             )
         super().__init__(session_factory, scopefunc)  # type: ignore[arg-type]  # it only calls the factory
-        self.registry = _TaskRegistry(session_factory, scopefunc)
+        if scopefunc is context_scope:
+            self.registry = ContextRegistry(session_factory)
+        else:
+            self.registry = _TaskRegistry(session_factory, scopefunc)
 
     def bulk(self, *, proxy_reference: bool = True) -> AsyncSessionBulk:
         """Give a new bulk on the current session."""
         session: Any = self.registry()
         bulk: AsyncSessionBulk = session.bulk(proxy_reference=proxy_reference)
         return bulk
-
-    @property
-    def routing(self) -> DatabaseManager | None:
-        """The manager of the current session."""
-        session: Any = self.registry()
-        routing: DatabaseManager | None = session.routing
-        return routing
 
 
 #: What :func:`async_session_factory` gives.

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from .bulk import AsyncSessionBulk, SessionBulk
 
 
+class Using(Protocol):
+    """A block in which sessions use one database."""
+
+    def alias_for(self, manager: object) -> str | None:
+        """Give the alias for sessions of *manager*; ``None``: it says nothing."""
+
+
 class Application(Protocol):
     """What can be the current application: anything with these two factories."""
 
@@ -38,6 +45,8 @@ SESSION_BULK_CONTEXT: ContextVar[SessionBulk | AsyncSessionBulk | None] = Contex
 )
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
+#: The innermost block of :func:`using`.
+USING: ContextVar[Using | None] = ContextVar("USING", default=None)
 
 # What is current in this context, innermost last, over what was before. Kept
 # apart: a block may be left before one inside of it, or where it never was.
@@ -88,3 +97,51 @@ def restore(variable: ContextVar[Any], mine: object, previous: object) -> None:
     """Put *previous* back, but only if *mine* is what is current here."""
     if variable.get() is mine:
         variable.set(previous)
+
+
+def has_ended(session: Any) -> bool:
+    """Whether *session* was made by a block that has ended."""
+    scope = getattr(session, "_seance_scope", None)
+    return scope is not None and scope.has_ended
+
+
+def living(session: Any) -> Any:
+    """
+    Give *session*, or what was current around it if it has ended.
+
+    Blocks of generators end in any order, and a task may outlive the block that
+    it was started in.
+    """
+    while session is not None:
+        scope = getattr(session, "_seance_scope", None)
+        if scope is None or not scope.has_ended:
+            break
+        session = scope.previous
+    return session
+
+
+class _Context:
+    """What a context is known by outside of all blocks."""
+
+    __slots__ = ("__weakref__",)
+
+
+_context: ContextVar[_Context | None] = ContextVar("_context", default=None)
+
+
+def context_scope() -> Any:
+    """
+    Name the current scope; a ``scopefunc`` for scoped registries.
+
+    Inside of a block: the block that made the current session, so the registry gives
+    one session to all of it, in whatever thread or task. Outside: the context, and
+    those copied from it since.
+    """
+    session: Any = living(SESSION_CONTEXT.get())
+    if session is not None:
+        return getattr(session, "_seance_scope", None) or session
+    context = _context.get()
+    if context is None:
+        context = _Context()
+        _context.set(context)
+    return context

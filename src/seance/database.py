@@ -7,18 +7,29 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import MetaData, text
+from sqlalchemy import Engine, MetaData, text
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import sessionmaker
 
-from .context import enter, install, leave, uninstall
-from .engines import DatabaseManager, is_async_url
-from .routing import DEFAULT
-from .scopes import async_session_manager, session_manager
+from .context import (
+    SESSION_CONTEXT,
+    enter,
+    install,
+    leave,
+    living,
+    uninstall,
+)
+from .drivers import is_async_url
+from .engines import DatabaseManager
+from .errors import SessionError
+from .guard import OnConcurrent
+from .reports import LeakWatch, OpenSession, open_sessions
+from .routing import DEFAULT, Choice
+from .scopes import async_session_manager, session_manager, using
 from .sessions import Session
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
     from .async_sessions import AsyncSession
 
@@ -34,20 +45,43 @@ class Database:
     Args:
         databases: As for :class:`DatabaseManager`; one URL is enough.
         routers: As for :class:`DatabaseManager`.
+        on_concurrent: As for :class:`Session`.
+        debug: Let :meth:`report` tell the stack that opened a session; opening one
+            takes some ten times as long.
+        leak_threshold: Seconds after which a session that is still open is logged,
+            once.
         engine_options: Passed to ``create_engine``.
     """
 
     def __init__(
         self,
-        databases: Mapping[str, Any] | str | URL,
+        databases: Mapping[str, Any]
+        | str
+        | URL
+        | Engine
+        | AsyncEngine
+        | tuple[Any, ...],
         *,
         routers: Sequence[Any] = (),
+        on_concurrent: OnConcurrent = "raise",
+        debug: bool = False,
+        leak_threshold: float | None = None,
         **engine_options: Any,
     ) -> None:
+        if on_concurrent not in ("raise", "serialize"):
+            raise SessionError(
+                f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
+            )
         self.manager = DatabaseManager(databases, routers, **engine_options)
+        self.manager.debug = debug
+        self._session_options: dict[str, Any] = {"routing": self.manager}
+        if on_concurrent != "raise":
+            self._session_options["on_concurrent"] = on_concurrent
         self.session: sessionmaker[Session] = sessionmaker(
-            class_=Session, routing=self.manager
+            class_=Session, **self._session_options
         )
+        if leak_threshold is not None:
+            self._leaks = LeakWatch(self.manager, leak_threshold)
         self._async_session: async_sessionmaker[AsyncSession] | None = None
         self._blocks = 0
         self._lock = Lock()
@@ -61,7 +95,7 @@ class Database:
             from .async_sessions import AsyncSession
 
             self._async_session = async_sessionmaker(
-                class_=AsyncSession, routing=self.manager, expire_on_commit=False
+                class_=AsyncSession, expire_on_commit=False, **self._session_options
             )
         return self._async_session
 
@@ -77,6 +111,49 @@ class Database:
     def async_session_manager(self, **options: Any) -> async_session_manager:
         """Async :meth:`session_manager`."""
         return async_session_manager(using=self.async_session, **options)
+
+    def using(self, alias: str) -> using:
+        """
+        Open a block in which sessions of this use the database *alias*.
+
+        Raises:
+            RoutingError: There is no such database.
+        """
+        return using(alias, manager=self.manager)
+
+    def explain(
+        self,
+        statement_or_entity: Any = None,
+        *,
+        execution_options: Any = None,
+        bind_arguments: Any = None,
+    ) -> Choice:
+        """
+        Say which engine a statement or a mapped class would go to, and why.
+
+        Asked of the current session, if it is one of this database, else of a new
+        one. Nothing is executed.
+
+        Raises:
+            RoutingError: No engine, or an unknown one.
+        """
+        session: Any = living(SESSION_CONTEXT.get())
+        if getattr(session, "routing", None) is not self.manager:
+            session = self.async_session() if self.is_async else self.session()
+        choice: Choice = session.explain(
+            statement_or_entity,
+            execution_options=execution_options,
+            bind_arguments=bind_arguments,
+        )
+        return choice
+
+    def report(self) -> list[OpenSession]:
+        """
+        List the sessions that are open, those open longest first.
+
+        A session is open in its block, and in a transaction.
+        """
+        return [described for _, described in open_sessions(self.manager)]
 
     def install(self) -> Self:
         """Make this the process default, used where no application is current."""

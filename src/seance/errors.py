@@ -28,6 +28,7 @@ from sqlalchemy import exc
 
 if TYPE_CHECKING:
     from .bulk._report import LoadReport
+    from .callers import Line
 
 
 class SeanceError(Exception):
@@ -46,7 +47,39 @@ class SessionError(SeanceError, RuntimeError):
 
 
 class ConcurrentUseError(SessionError):
-    """One session was used by two tasks or threads at the same time."""
+    """
+    One session was used by two tasks or threads at the same time.
+
+    The second is refused before anything is sent; the first goes on.
+
+    Attributes:
+        doing: The method of the session that was refused.
+        first: Who uses the session, ``"task 'name'"`` or ``"thread 'name'"``.
+        second: Who was refused.
+        first_line: The line of code the first is at, if it could be told.
+        second_line: The line of code that was refused.
+    """
+
+    def __init__(
+        self,
+        doing: str,
+        *,
+        first: str,
+        second: str,
+        first_line: Line | None,
+        second_line: Line,
+    ) -> None:
+        self.doing = doing
+        self.first = first
+        self.second = second
+        self.first_line = first_line
+        self.second_line = second_line
+        super().__init__(
+            f"{second} called {doing}() at {second_line} on a session that {first} "
+            f"is using{f' at {first_line}' if first_line else ''}; give each a session "
+            f"of its own, with gather() or new=True, or make sessions with "
+            f"on_concurrent='serialize'"
+        )
 
 
 class UnresolvedReferenceError(SeanceError, LookupError):

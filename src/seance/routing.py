@@ -8,15 +8,28 @@ names for the same questions are accepted, so a Django router works as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import Parameter, signature
 from typing import Any, Literal
 
-from sqlalchemy import CTE, Select, TextClause
+from sqlalchemy import (
+    CTE,
+    Column,
+    Connection,
+    Engine,
+    FromClause,
+    Select,
+    Sequence,
+    Table,
+    TextClause,
+)
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import CompoundSelect, StatementLambdaElement
+from sqlalchemy.sql import CompoundSelect, StatementLambdaElement, visitors
+from sqlalchemy.sql.ddl import DDLElement
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.functions import FunctionElement, next_value
 from sqlalchemy.sql.selectable import TextualSelect
 
 from .errors import RoutingError
@@ -24,6 +37,7 @@ from .errors import RoutingError
 Role = Literal["read", "write"]
 
 DEFAULT = "default"
+BY_DEFAULT = "the default"
 
 #: For each role, what a router is asked, in order: ours, then Django's.
 _QUESTIONS: dict[Role | None, tuple[tuple[str, ...], ...]] = {
@@ -33,8 +47,56 @@ _QUESTIONS: dict[Role | None, tuple[tuple[str, ...], ...]] = {
 }
 
 _READ = re.compile(r"\s*\(?\s*(?:SELECT|VALUES|SHOW|TABLE|DESCRIBE)\b", re.IGNORECASE)
+_WRITE = re.compile(
+    r"\s*(?:INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|CREATE|ALTER|DROP|GRANT|REVOKE"
+    r"|COPY|LOCK|VACUUM|REINDEX|REFRESH|COMMENT|RENAME)\b"
+    # In a CTE, or explained while it runs.
+    r"|\s*(?:WITH|EXPLAIN)\b.*\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _LOCK = re.compile(
     r"\b(?:INTO|FOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE))\b", re.IGNORECASE
+)
+
+
+# Functions that only read, of the standard and of the backends we know; SQLAlchemy
+# does not say of its own which do.
+_READING = frozenset(
+    """
+    abs aggregate_strings all any any_value array_agg array_length avg btrim bool_and
+    bool_or cardinality cast ceil ceiling char_length coalesce concat concat_ws count
+    cube cume_dist current_database current_date current_schema current_setting
+    current_time current_timestamp current_user database date date_add date_format
+    date_part date_sub date_trunc datetime day dense_rank every exists exp extract
+    first_value floor format generate_series greatest group_concat grouping_sets hex
+    hour ifnull iif instr isnull jsonb_agg jsonb_array_elements
+    jsonb_array_elements_text jsonb_build_object jsonb_each jsonb_object_keys
+    jsonb_path_query json_agg json_array json_array_length json_arrayagg
+    json_array_elements json_array_elements_text json_build_object json_each
+    json_extract json_group_array json_group_object json_object json_objectagg
+    json_table json_tree json_type json_value julianday lag last_value lead least left
+    length ln localtime localtimestamp locate log lower lpad ltrim make_date max md5
+    median min minute mod mode month now nth_value ntile nullif octet_length
+    percent_rank percentile_cont percentile_disc pg_table_size pg_total_relation_size
+    pg_backend_pid pg_is_in_recovery pow power printf quote random rank
+    regexp_matches regexp_replace replace reverse right rollup round row row_number
+    row_to_json rpad rtrim second session_user sign some split_part sqlite_version sqrt
+    stddev strftime string_agg string_to_array strpos substr substring sum sysdate
+    time timestampdiff to_char to_date to_json to_jsonb to_number to_timestamp
+    to_tsquery to_tsvector total translate trim trunc truncate ts_rank tuple typeof
+    unicode unixepoch unnest upper user uuid variance version week width_bucket year
+    """.split()
+)
+# What else stands before a parenthesis.
+_WORDS = frozenset(
+    """
+    and array as between bigint by bit case char character decimal distinct else except
+    filter from group having in int integer intersect interval is join lateral like
+    limit materialized not numeric offset on or order over partition precision select
+    set show similar table then to union using values varchar varying when where with
+    within
+    """.split()
 )
 
 
@@ -67,35 +129,167 @@ class DatabaseRouter:
         return None
 
 
-def writes(statement: Any) -> bool:
-    """
-    Whether *statement* may write, or lock what it reads.
+# What "no opinion" looks like; asking it takes as long as asking anybody.
+_SILENT = frozenset(
+    {
+        DatabaseRouter.get_engine,
+        DatabaseRouter.get_read_engine,
+        DatabaseRouter.get_write_engine,
+    }
+)
 
-    What is not known to read may write: DDL, calls and most text.
+#: What a statement does, as far as it can be told by looking at it. ``"may write"``:
+#: text and functions that we do not know.
+Effect = Literal["reads", "may write", "writes"]
+
+
+def effect(statement: Any) -> Effect:
+    """
+    Say what *statement* does to the data; locking what it reads counts as writing.
+
+    Looks at functions in what is selected and selected from, not in conditions.
     """
     if isinstance(statement, Select):
-        return statement._for_update_arg is not None or any(
-            isinstance(table, CTE) and isinstance(table.element, UpdateBase)
-            for part in (
-                *statement._raw_columns,
-                *statement._from_obj,
-                *statement._independent_ctes,
-            )
-            for table in (getattr(part, "table", part),)
-        )
+        return "reads" if _plainly_reads(statement) else _of_select(statement)
     if isinstance(statement, CompoundSelect):
-        return any(map(writes, statement.selects))
+        return max(map(effect, statement.selects), key=_GRAVITY.__getitem__)
     if isinstance(statement, (TextualSelect, FromStatement)):
-        return writes(statement.element)
+        return effect(statement.element)
     if isinstance(statement, StatementLambdaElement):
-        return writes(statement._resolved)
+        return effect(statement._resolved)
     if isinstance(statement, TextClause):
-        return not _READ.match(statement.text) or bool(_LOCK.search(statement.text))
+        return _of_text(statement.text)
+    if isinstance(statement, (FunctionElement, Sequence)):
+        return _of_expression(statement)
+    return "writes" if isinstance(statement, (UpdateBase, DDLElement)) else "may write"
+
+
+def writes(statement: Any) -> bool:
+    """Whether *statement* may write, or lock what it reads."""
+    return effect(statement) != "reads"
+
+
+_GRAVITY: dict[Effect, int] = {"reads": 0, "may write": 1, "writes": 2}
+
+
+def _plainly_reads(statement: Select[Any]) -> bool:
+    """Whether nothing but tables, entities and their columns is selected."""
+    if (
+        statement._for_update_arg is not None
+        or statement._from_obj
+        or statement._independent_ctes
+    ):
+        return False
+    part: Any
+    for part in statement._raw_columns:
+        kind = type(part)
+        if kind in _TABLES or (kind in _COLUMNS and type(part.table) in _TABLES):
+            continue
+        # Seen for the first time, if it is one at all.
+        if isinstance(part, Table):
+            _TABLES.add(kind)
+        elif isinstance(part, Column) and isinstance(part.table, Table):
+            _COLUMNS.add(kind)
+            _TABLES.add(type(part.table))
+        else:
+            return False
     return True
 
 
+# Types of what is in most statements: a set of them is faster than isinstance().
+_TABLES: set[type] = {Table}
+_COLUMNS: set[type] = {Column}
+
+
+def _of_select(statement: Select[Any]) -> Effect:
+    if statement._for_update_arg is not None:
+        return "writes"
+    found: Effect = "reads"
+    for parts in (
+        statement._raw_columns,
+        statement._from_obj,
+        statement._independent_ctes,
+    ):
+        for part in parts:
+            # Most are a table, an entity or one of its columns.
+            if isinstance(part, Table):
+                continue
+            table = getattr(part, "table", part)
+            if isinstance(table, Table):
+                continue
+            if isinstance(table, CTE):
+                if isinstance(table.element, UpdateBase):
+                    return "writes"
+            elif not isinstance(table, FromClause) or table is part:
+                does = _of_expression(part)
+                if does == "writes":
+                    return does
+                if does != "reads":
+                    found = does
+    return found
+
+
+def _of_expression(expression: Any) -> Effect:
+    found: Effect = "reads"
+    for part in visitors.iterate(expression):
+        if isinstance(part, (Sequence, next_value)):
+            return "writes"
+        if (
+            isinstance(part, FunctionElement)
+            and getattr(part, "name", "").lower() not in _READING
+        ):
+            found = "may write"
+    return found
+
+
+def _of_text(text: str) -> Effect:
+    if _LOCK.search(text):
+        return "writes"
+    if _READ.match(text):
+        called = {name.lower() for name in _CALL.findall(text)}
+        return "reads" if called <= _READING | _WORDS else "may write"
+    return "writes" if _WRITE.match(text) else "may write"
+
+
+#: What can choose an engine, in the order they are asked.
+Rule = Literal[
+    "bind_arguments",
+    "execution option",
+    "using()",
+    "binds",
+    "bind",
+    "pinned",
+    "router",
+    "default",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """
+    The engine of a statement, and why it is that one.
+
+    Attributes:
+        engine: What the statement would be sent to.
+        alias: Its name in the :class:`DatabaseManager`; ``None`` if it has none.
+        role: What the statement is taken to do.
+        rule: The rule that chose, the first of its order that had an answer.
+        why: The same for a reader, with the names involved.
+    """
+
+    engine: Engine | Connection
+    alias: str | None
+    role: Role
+    rule: Rule
+    why: str
+
+    def __str__(self) -> str:
+        name = self.alias or repr(self.engine)
+        return f"{name} ({self.role}), by {self.rule}: {self.why}"
+
+
 def choose(
-    routers: Sequence[Any],
+    routers: Iterable[Any],
     resource: Any,
     role: Role | None,
     hints: Mapping[str, Any],
@@ -106,18 +300,55 @@ def choose(
     Raises:
         RoutingError: A router raised, or answered with something else.
     """
-    for names in _QUESTIONS[role]:
-        for router in routers:
-            answer = _ask(router, names, resource, hints)
-            if answer is None:
-                continue
-            if not isinstance(answer, str):
-                raise RoutingError(
-                    f"router {_name(router)} answered {answer!r}; "
-                    f"a router gives an alias or None"
-                )
-            return answer, f"router {_name(router)}"
-    return DEFAULT, "the default"
+    asked = routers if isinstance(routers, Routers) else Routers(routers)
+    for router, name, known, by in asked.questions(role):
+        method = getattr(router, name)
+        try:
+            answer = (
+                method(resource, **hints)
+                if known is None
+                else method(resource, **_only(known, hints))
+            )
+        except Exception as error:
+            raise _failed(router, method, error) from error
+        if answer is not None:
+            return _checked(answer, router), by
+    return DEFAULT, BY_DEFAULT
+
+
+class Routers(list[Any]):
+    """
+    Routers, and which of them has a method for which question.
+
+    Looked up when they change, not for each statement.
+    """
+
+    def __init__(self, routers: Iterable[Any] = ()) -> None:
+        super().__init__(routers)
+        self._looked_at: list[Any] | None = None
+        self._questions: dict[Role | None, list[_Question]] = {}
+
+    def questions(self, role: Role | None) -> list[_Question]:
+        """Give the methods to ask, in order, with the hints that each takes."""
+        if self != self._looked_at:
+            self._looked_at = [*self]
+            self._questions = {each: self._look(each) for each in _QUESTIONS}
+        return self._questions[role]
+
+    def _look(self, role: Role | None) -> list[_Question]:
+        return [
+            (router, name, _parameters(function), f"router {_name(router)}")
+            for names in _QUESTIONS[role]
+            for router in self
+            for name in names
+            if (method := getattr(router, name, None)) is not None
+            # The methods of DatabaseRouter have no answer.
+            and (function := getattr(method, "__func__", method)) not in _SILENT
+        ]
+
+
+#: The router, its method, the hints that takes, and what to say if it answers.
+_Question = tuple[Any, str, frozenset[str] | None, str]
 
 
 def may_migrate(routers: Iterable[Any], engine: str, package: str) -> bool:
@@ -129,42 +360,37 @@ def may_migrate(routers: Iterable[Any], engine: str, package: str) -> bool:
     """
     for router in routers:
         for name in ("is_migration_allowed", "allow_migrate"):
-            answer = _call(router, name, (engine, package), {})
+            method = getattr(router, name, None)
+            if method is None:
+                continue
+            answer = _call(router, method, engine, package)
             if answer is not None:
                 return bool(answer)
     return True
 
 
-def _ask(
-    router: Any, names: tuple[str, ...], resource: Any, hints: Mapping[str, Any]
-) -> Any:
-    for name in names:
-        answer = _call(router, name, (resource,), hints)
-        if answer is not None:
-            return answer
-    return None
-
-
-def _call(
-    router: Any, name: str, arguments: tuple[Any, ...], hints: Mapping[str, Any]
-) -> Any:
-    method = getattr(router, name, None)
-    if method is None:
-        return None
+def _call(router: Any, method: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return method(*arguments, **_accepted(method, hints))
+        return method(*arguments)
     except Exception as error:
-        raise RoutingError(
-            f"router {_name(router)} failed in {name}(): {error}"
-        ) from error
+        raise _failed(router, method, error) from error
 
 
-def _accepted(method: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the hints that *method* has parameters for."""
-    names = _parameters(getattr(method, "__func__", method))
-    return {
-        name: hint for name, hint in hints.items() if names is None or name in names
-    }
+def _failed(router: Any, method: Any, error: Exception) -> RoutingError:
+    name = getattr(method, "__name__", repr(method))
+    return RoutingError(f"router {_name(router)} failed in {name}(): {error}")
+
+
+def _checked(answer: Any, router: Any) -> str:
+    if isinstance(answer, str):
+        return answer
+    raise RoutingError(
+        f"router {_name(router)} answered {answer!r}; a router gives an alias or None"
+    )
+
+
+def _only(names: frozenset[str], hints: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: hint for name, hint in hints.items() if name in names}
 
 
 @lru_cache(maxsize=256)
@@ -177,4 +403,4 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def _name(router: Any) -> str:
-    return getattr(router, "__qualname__", type(router).__qualname__)
+    return type(router).__qualname__

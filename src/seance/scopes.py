@@ -1,19 +1,20 @@
 """
 Scopes: blocks in which one session is current.
 
-What a block does on entry is decided by :func:`decide`, how it ends by
-:func:`ending`; both are pure. One :func:`finish` ends the unit of work for the
-two short drivers at the bottom.
+What a block does on entry is decided by :func:`decide`, which is pure; how it ends,
+and the ending itself, is in :mod:`seance.endings`. The two drivers at the bottom
+are short.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from types import TracebackType
+from traceback import StackSummary, extract_stack
+from types import CodeType, FrameType, TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -29,35 +30,58 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
 
-from .context import SESSION_CONTEXT, current_application, restore
-from .errors import SeanceError, SessionError, wrap
-from .sessions import Session, Watch
+from .callbacks import Callback
+from .callers import UNKNOWN, Line, caller
+from .context import (
+    SESSION_BULK_CONTEXT,
+    SESSION_CONTEXT,
+    USING,
+    context_scope,
+    current_application,
+    has_ended,
+    living,
+    restore,
+)
+from .endings import (
+    Ending,
+    Waiting,
+    attempt,
+    ending,
+    finish,
+    retire,
+    shielded,
+    translate,
+)
+from .errors import RoutingError, SessionError
+from .routing import Role
+from .sessions import Session
+from .watching import Watch
 
 if TYPE_CHECKING:
     from .async_sessions import AsyncSession
-
-log = logging.getLogger("seance")
+    from .engines import DatabaseManager
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C", bound=Callback)
 
 OnMissing = Literal["create", "raise"]
-
+#: How old what a block reads may be. Without replicas, all of it is current.
+Consistency = Literal["strong", "session", "bounded", "eventual"]
 
 #: How a block gets its session.
 Entry = Literal["create", "join", "savepoint"]
 
-#: How a block ends, once it is left. ``"discard"``: closing undoes what was not
-#: committed. ``"leave"``: the block that owns the session will end it. ``"lose"``:
-#: that block has ended before; what was written since cannot be kept.
-Ending = Literal["commit", "rollback", "discard", "leave", "lose"]
-
 
 def decide(
-    *, current: bool, same_factory: bool, new: bool, on_missing: str, savepoint: bool
+    current: bool, same_factory: bool, new: bool, on_missing: str, savepoint: bool
 ) -> Entry:
     """
     Say how a block gets its session.
+
+    Args:
+        current: There is a session of the right kind.
+        same_factory: The block does not ask for one of another factory.
 
     Raises:
         SessionError: There is no session, and *on_missing* is ``"raise"``.
@@ -72,83 +96,6 @@ def decide(
     return "create"
 
 
-def ending(
-    error: BaseException | None,
-    *,
-    owns: bool,
-    auto_commit: bool,
-    owner_ended: bool = False,
-    has_written: bool = False,
-) -> Ending:
-    """Say how a block ends that left with *error*."""
-    if not owns and not owner_ended:
-        return "leave"
-    if error is not None:
-        return "rollback"
-    if owns:
-        return "commit" if auto_commit else "discard"
-    return "lose" if has_written else "discard"
-
-
-def finish(
-    session: Any, how: Ending, error: BaseException | None, expire: bool | None
-) -> None:
-    """
-    End the unit of work and hand the connection back, whatever happens.
-
-    *error* is what the block left with. Raises what the commit or the close
-    raised; what a step raises after an error is logged and added to it as a note.
-    """
-    if how == "discard":
-        session.close()
-        return
-    try:
-        if how == "lose":
-            raise SessionError(
-                "the block that owns this session ended before this one, which had "
-                "joined it; what was written since is lost"
-            )
-        if how == "commit":
-            try:
-                _commit(session, expire)
-            except BaseException as failed:
-                error = failed
-                raise
-    finally:
-        try:
-            if error is not None:
-                _attempt(session.rollback, "rolling back", error)
-        finally:
-            _attempt(session.close, "closing", error)
-
-
-def _commit(session: Any, expire: bool | None) -> None:
-    if expire is None:
-        session.commit()
-    else:
-        session.commit(expire=expire)
-
-
-def _attempt(step: Callable[[], None], doing: str, error: BaseException | None) -> None:
-    try:
-        step()
-    except Exception as second:
-        if error is None:
-            raise
-        _note(error, doing, second)
-
-
-def _note(error: BaseException, doing: str, second: Exception) -> None:
-    log.error("seance: %s the session failed", doing, exc_info=second)
-    error.add_note(f"{doing} the session failed as well: {second}")
-
-
-def translate(error: BaseException) -> None:
-    """Raise *error* as a :class:`DatabaseError`, if it is one of SQLAlchemy's."""
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, SeanceError):
-        raise wrap(error) from error
-
-
 class _Scope:
     """What both drivers share: arguments, the decision, the context."""
 
@@ -156,21 +103,26 @@ class _Scope:
     other: ClassVar[str]
     factory: ClassVar[str]
 
-    __slots__ = (
-        "_registry",
-        "_transaction",
-        "_watch",
-        "auto_commit",
-        "expire",
-        "has_ended",
-        "how",
-        "new",
-        "on_missing",
-        "previous",
-        "savepoint",
-        "session",
-        "using",
-    )
+    # On the class until they differ: a block is entered for every request.
+    #: How the block got its session; None until it is entered.
+    how: Entry | None = None
+    has_ended = False
+    #: Set while the block ends.
+    is_leaving = False
+    session: Any = None
+    #: What was current before, if the block made a session.
+    previous: Any = None
+    #: The stack that has opened the block, if somebody wants to know.
+    stack: StackSummary | None = None
+    #: When the block was opened, by the monotonic clock.
+    opened: float = 0.0
+    _line: Line | tuple[CodeType, int] = UNKNOWN
+    _registry: Any = None
+    _key: Any = None
+    _bulk: Any = None
+    _watch: Watch | None = None
+    _transaction: Any = None
+    _adopted: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -180,27 +132,44 @@ class _Scope:
         new: bool = False,
         on_missing: OnMissing = "create",
         savepoint: bool = False,
+        role: Role | None = None,
+        consistency: Consistency | None = None,
         expire: bool | None = None,
     ) -> None:
         if on_missing not in ("create", "raise"):
             raise SessionError(f"on_missing is 'create' or 'raise', not {on_missing!r}")
-        if using is not None and not callable(using):
-            raise SessionError(f"using is a session factory, not {using!r}")
+        if using is not None:
+            self._check_factory(using)
+        if role is not None and role not in ("read", "write"):
+            raise SessionError(f"role is 'read' or 'write', not {role!r}")
+        if consistency is not None and consistency not in _CONSISTENCIES:
+            raise SessionError(
+                f"consistency is {', '.join(map(repr, _CONSISTENCIES))}, "
+                f"not {consistency!r}"
+            )
         self.using = using
         self.auto_commit = auto_commit
         self.new = new
         self.on_missing = on_missing
         self.savepoint = savepoint
+        self.role = role
+        self.consistency = consistency
         self.expire = expire
-        # How the block got its session; None until it is entered.
-        self.how: Entry | None = None
-        self.has_ended = False
-        self.session: Any = None
-        # What was current before, if the block made a session.
-        self.previous: Any = None
-        self._registry: Any = None
-        self._watch: Watch | None = None
-        self._transaction: Any = None
+
+    def _check_factory(self, using: Any) -> None:
+        if not callable(using):
+            raise SessionError(
+                f"using is a session factory, not {using!r}; make one with "
+                f"session_factory() or async_session_factory()"
+            )
+        made = getattr(using, "class_", None)
+        if made is None:
+            made = getattr(getattr(using, "session_factory", None), "class_", None)
+        if made is not None and _is_async(made) is (self.factory == "session"):
+            raise SessionError(
+                f"{self.kind}() got a factory of {made.__name__}; "
+                f"use {self.other}() for it"
+            )
 
     def _again(self) -> Self:
         """Give another block with the same options."""
@@ -210,8 +179,18 @@ class _Scope:
             new=self.new,
             on_missing=self.on_missing,
             savepoint=self.savepoint,
+            role=self.role,
+            consistency=self.consistency,
             expire=self.expire,
         )
+
+    @property
+    def line(self) -> Line:
+        """The line of code that has entered the block."""
+        if isinstance(self._line, Line):
+            return self._line
+        code, number = self._line
+        return Line(code.co_filename, number, code.co_qualname)
 
     def _open(self) -> Entry:
         """Join or create; what is current is set."""
@@ -219,37 +198,66 @@ class _Scope:
             raise SessionError(
                 f"this block was entered before; each needs a {self.kind}() of its own"
             )
-        current = SESSION_CONTEXT.get()
+        joins = False
+        current: Any = SESSION_CONTEXT.get()
         if current is not None:
-            current = _living(current)
+            scope = getattr(current, "_seance_scope", None)
+            if scope is not None and scope.has_ended:
+                current = living(current)
         if current is not None and not self.new:
             self._check_kind(current)
-        using = self.using
-        how = decide(
-            current=current is not None,
-            same_factory=(
-                current is None or using is None or _factory_of(current) == using
-            ),
-            new=self.new,
-            on_missing=self.on_missing,
-            savepoint=self.savepoint,
+            using = self.using
+            joins = using is None or _factory_of(current) == using
+        how = self.how = decide(
+            current is not None, joins, self.new, self.on_missing, self.savepoint
         )
         if how == "create":
-            self.previous = current
-            if using is None:
-                self.using = using = self._default()
-            self.session = current = self._make(using)
-            current._seance_scope = self
-            if self._registry is not None:
-                self._registry.set(current)
-            SESSION_CONTEXT.set(current)
+            self._create(current, sys._getframe(2))
         else:
-            self.session = current
-            if how == "join":
-                core = getattr(current, "sync_session", current)
-                self._watch = Watch(core) if isinstance(core, Session) else None
-        self.how = how
+            self._join(current, how)
         return how
+
+    def _create(self, outer: Any, frame: FrameType) -> None:
+        self.previous = outer
+        using = self.using
+        if using is None:
+            self.using = using = self._default()
+        self.session = session = self._make(using)
+        session._seance_scope = self
+        core = getattr(session, "sync_session", session)
+        if core is not session:
+            core._seance_scope = self
+        if self.role is not None:
+            self._take_role(core, owns=True)
+        self.opened = time.monotonic()
+        self._note_line(frame, core)
+        SESSION_CONTEXT.set(session)
+        bulk = SESSION_BULK_CONTEXT.get()
+        if bulk is not None:
+            # It collects for the outer session.
+            self._bulk = bulk
+            SESSION_BULK_CONTEXT.set(None)
+        if self._registry is not None:
+            self._key = self._registry.scopefunc() if self._has_keys else None
+            self._registry.set(session)
+
+    def _join(self, session: Any, how: Entry) -> None:
+        self.session = session
+        core = session if isinstance(session, _Session) else session.sync_session
+        if self.role is not None:
+            self._take_role(core, owns=False)
+        if isinstance(core, Session) and (how == "join" or self.role == "read"):
+            self._watch = Watch(core)
+
+    def _note_line(self, frame: FrameType, core: Any) -> None:
+        """Remember who has opened the block, without keeping the frame."""
+        if frame.f_globals.get("__name__") in _BETWEEN:
+            self._line = caller(frame)
+        else:
+            # Numbers and names are put together when they are asked for.
+            self._line = frame.f_code, frame.f_lineno
+        if getattr(getattr(core, "routing", None), "debug", False):
+            self.stack = extract_stack(frame)
 
     def _default(self) -> Any:
         application = current_application()
@@ -265,16 +273,18 @@ class _Scope:
         if registry is None or not isinstance(registry, ScopedRegistry):
             session = factory()
         else:
-            if registry.has() and _has_ended(registry()):
+            follows = getattr(registry, "scopefunc", None) is context_scope
+            if not follows and registry.has() and has_ended(registry()):
                 # Its block was left in another thread, which could not reach it.
                 registry.clear()
             session = factory.session_factory()
             # What a block owns has to be its own, so a session in use stays there.
-            self._registry = None if self.new or registry.has() else registry
+            if follows or not (self.new or registry.has()):
+                self._registry = registry
         if (
             isinstance(session, _Session)
             if self.factory == "session"
-            else hasattr(session, "sync_session")
+            else _is_async(session)
         ):
             return session
         raise SessionError(
@@ -282,8 +292,13 @@ class _Scope:
             f"use {self.other}() for it"
         )
 
+    @property
+    def _has_keys(self) -> bool:
+        """Whether the registry is a mapping, not a thread's own variable."""
+        return hasattr(self._registry, "scopefunc")
+
     def _check_kind(self, current: Any) -> None:
-        if _is_async(current) is not (self.factory == "session"):
+        if isinstance(current, _Session) is (self.factory == "session"):
             return
         raise SessionError(
             f"{self.kind}() cannot join the current {type(current).__name__}; "
@@ -291,19 +306,54 @@ class _Scope:
             f"to call sync code on an async session"
         )
 
-    def _ending(self, error: BaseException | None) -> Ending:
+    def _take_role(self, core: Any, *, owns: bool) -> None:
+        if not isinstance(core, Session):
+            raise SessionError(
+                f"role= needs a session of seance, not {type(core).__name__}"
+            )
+        if self.role == "read":
+            core._readers += 1
+            core._is_read_only = core._is_read_only or owns
+        elif core._readers:
+            raise SessionError(
+                f"{self.kind}(role='write') inside of a block with role='read'; open "
+                f"the outer one for writing, or use new=True"
+            )
+        elif owns:
+            core._always_writes = True
+        else:
+            core._written = True
+
+    def _leave(self, error: BaseException | None) -> Ending:
+        """Decide how to end; a block that only reads may not leave changes behind."""
+        session = self.session
         if self.how == "create":
+            self.is_leaving = True
+            core = getattr(session, "sync_session", session)
+            # Whoever uses it still is waited for: it would keep its connection.
+            core._is_patient = True
             return ending(error, owns=True, auto_commit=self.auto_commit)
+        watch = self._watch
+        has_written = False
+        if watch is not None:
+            refused = None
+            if error is None and self.role == "read" and watch.look():
+                refused = RoutingError(
+                    f"a block with role='read' has changed "
+                    f"{watch.session._written_by_readers()}; open the block with "
+                    f"role='write'"
+                )
+            has_written = watch.end(error or refused)
+            if refused is not None:
+                raise refused
+        if not has_ended(session):
+            return "leave"
         return ending(
             error,
             owns=False,
             auto_commit=False,
-            owner_ended=_has_ended(self.session),
-            has_written=(
-                self._transaction is not None
-                if self._watch is None
-                else self._watch.end(error)
-            ),
+            owner_ended=True,
+            has_written=has_written or self._transaction is not None,
         )
 
     def _close(self) -> None:
@@ -311,48 +361,69 @@ class _Scope:
         self.has_ended = True
         session, self.session = self.session, None
         if self.how != "create":
+            if self.role == "read":
+                getattr(session, "sync_session", session)._readers -= 1
             return
         if self._registry is not None:
-            _unregister(self._registry, session)
-        if self.previous is not None:
-            self.previous = _living(self.previous)
-        restore(SESSION_CONTEXT, session, self.previous)
+            self._unregister(session)
+        if SESSION_CONTEXT.get() is session:
+            SESSION_CONTEXT.set(
+                None if self.previous is None else living(self.previous)
+            )
+            if self._bulk is not None and SESSION_BULK_CONTEXT.get() is None:
+                SESSION_BULK_CONTEXT.set(self._bulk)
+
+    def _unregister(self, session: Any) -> None:
+        registry = self._registry
+        if not self._has_keys:
+            # Of this thread; that of another cannot be reached.
+            if registry.has() and registry() is session:
+                registry.clear()
+        elif registry.registry.get(self._key) is session:
+            del registry.registry[self._key]
+
+    def adopt(self, session: Any) -> None:
+        """Close *session* with this block: a registry made it for the block."""
+        self._adopted = (*self._adopted, session)
+
+    def outside(self) -> _Outside:
+        """Give a block in which callbacks run: around this one, if it is ending."""
+        return _Outside(self)
+
+
+class _Outside:
+    """A block in which the session of a scope that is ending is not current."""
+
+    __slots__ = ("_is_moved", "_scope")
+
+    def __init__(self, scope: _Scope) -> None:
+        self._scope = scope
+        self._is_moved = False
+
+    def __enter__(self) -> None:
+        scope = self._scope
+        # A callback that joined it would write what nobody commits.
+        if scope.is_leaving and SESSION_CONTEXT.get() is scope.session:
+            SESSION_CONTEXT.set(scope.previous and living(scope.previous))
+            self._is_moved = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_moved:
+            SESSION_CONTEXT.set(self._scope.session)
+
+
+# Between us and who has opened the block.
+_BETWEEN = (__name__, "contextlib")
+_CONSISTENCIES = ("strong", "session", "bounded", "eventual")
 
 
 def _is_async(session: Any) -> bool:
-    return hasattr(session, "sync_session")
+    return hasattr(session, "sync_session") or hasattr(session, "sync_session_class")
 
 
 def _factory_of(session: Any) -> Any:
     scope = getattr(session, "_seance_scope", None)
     return None if scope is None else scope.using
-
-
-def _has_ended(session: Any) -> bool:
-    """Whether *session* was made by a block that has ended."""
-    scope = getattr(session, "_seance_scope", None)
-    return scope is not None and scope.has_ended
-
-
-def _living(session: Any) -> Any:
-    """
-    Give *session*, or what was current around it if it has ended.
-
-    Blocks of generators end in any order, and a task may outlive the block that
-    it was started in.
-    """
-    while session is not None and _has_ended(session):
-        session = session._seance_scope.previous
-    return session
-
-
-def _unregister(registry: Any, session: Any) -> None:
-    if registry.has() and registry() is session:
-        registry.clear()
-    elif isinstance(registry.registry, dict):
-        for key, registered in list(registry.registry.items()):
-            if registered is session:
-                del registry.registry[key]
 
 
 def _refuse(function: Any, kind: str, why: str) -> NoReturn:
@@ -375,11 +446,17 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
         new: Never join.
         on_missing: ``"raise"`` where there is no session, instead of making one.
         savepoint: Run in a SAVEPOINT of the current session.
+        role: ``"read"``: the block refuses to write, and the database is asked for
+            a read-only transaction if the block owns its session. ``"write"``: all of
+            it goes where writing goes, reading as well.
+        consistency: How old what is read may be; without replicas all of it is
+            current.
         expire: Overrides ``expire_on_commit`` for the commit.
 
     Raises:
         SessionError: No session and no factory, or the current one is async; or
             the block that owns the session has ended before this one.
+        RoutingError: The block has ``role="read"``, and has changed something.
         DatabaseError: For any error of SQLAlchemy or the driver, which keeps its
             class and is the ``__cause__``.
     """
@@ -407,8 +484,9 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
         if self._open() == "savepoint":
             try:
                 self._transaction = self.session.begin_nested()
-            except SQLAlchemyError as failed:
+            except BaseException as failed:
                 # It flushes first what the owner has left to write.
+                self._close()
                 translate(failed)
                 raise
         session: Session = self.session
@@ -422,17 +500,19 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
     ) -> None:
         try:
             if self._transaction is not None:
-                _attempt(
+                attempt(
                     lambda: self._transaction.__exit__(kind, error, traceback),
                     "rolling back a savepoint of",
                     error,
                 )
-            if (how := self._ending(error)) != "leave":
+            if (how := self._leave(error)) != "leave":
                 finish(self.session, how, error, self.expire)
         except SQLAlchemyError as failed:
             translate(failed)
             raise
         finally:
+            for adopted in self._adopted:
+                attempt(adopted.close, "closing", error)
             self._close()
         if error is not None:
             translate(error)
@@ -466,8 +546,9 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
         if self._open() == "savepoint":
             try:
                 self._transaction = await self.session.begin_nested()
-            except SQLAlchemyError as failed:
+            except BaseException as failed:
                 # It flushes first what the owner has left to write.
+                self._close()
                 translate(failed)
                 raise
         session: AsyncSession = self.session
@@ -482,21 +563,24 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
         try:
             if self._transaction is not None:
                 ended = self._transaction.__aexit__(kind, error, traceback)
-                await _shielded(
+                await shielded(
                     greenlet_spawn(
-                        _attempt,
+                        attempt,
                         lambda: await_only(ended),
                         "rolling back a savepoint of",
                         error,
                     ),
                     error,
                 )
-            if (how := self._ending(error)) != "leave":
+            if (how := self._leave(error)) != "leave":
                 await self._finish(how, error)
         except SQLAlchemyError as failed:
             translate(failed)
             raise
         finally:
+            for adopted in self._adopted:
+                closing = greenlet_spawn(attempt, _closer(adopted), "closing", error)
+                await shielded(closing, error)
             self._close()
         if error is not None:
             translate(error)
@@ -505,63 +589,19 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
         if how == "discard" and not self.session.in_transaction():
             # Nothing to wait for, so nothing to shield.
             await self.session.close()
-            return
-        session = _Waiting(self.session)
+            if not self.session.in_transaction():
+                retire(self.session.sync_session)
+                return
+        session = Waiting(self.session)
         if how == "commit":
             try:
                 # Apart from the commit: it may be cancelled, and nothing is kept.
                 await self.session.flush()
             except BaseException as failed:
                 undone = greenlet_spawn(finish, session, "rollback", failed, None)
-                await _shielded(undone, failed)
+                await shielded(undone, failed)
                 raise
-        await _shielded(greenlet_spawn(finish, session, how, error, self.expire), error)
-
-
-class _Waiting:
-    """An async session as :func:`finish` sees it: waiting looks like a call."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def commit(self, **options: Any) -> None:
-        await_only(self._session.commit(**options))
-
-    def rollback(self) -> None:
-        await_only(self._session.rollback())
-
-    def close(self) -> None:
-        await_only(self._session.close())
-
-
-async def _shielded(
-    step: Coroutine[Any, Any, None], error: BaseException | None
-) -> None:
-    """
-    Run *step* to its end, also while this task is being cancelled.
-
-    Args:
-        error: What the block left with.
-
-    Raises:
-        CancelledError: After the end of *step*, if there was a cancellation; none
-            if *error* is one already, or the like.
-    """
-    task = asyncio.ensure_future(step)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as another:
-            cancelled = another
-    if cancelled is None:
-        task.result()
-        return
-    failed = None if task.cancelled() else task.exception()
-    if failed is not None:
-        log.error("seance: ending a cancelled scope failed", exc_info=failed)
-    if error is None or isinstance(error, Exception):
-        raise cancelled
+        await shielded(greenlet_spawn(finish, session, how, error, self.expire), error)
 
 
 def current_session() -> Session:
@@ -571,7 +611,7 @@ def current_session() -> Session:
     Raises:
         SessionError: There is none, or it is async.
     """
-    session: Any = _living(SESSION_CONTEXT.get())
+    session: Any = living(SESSION_CONTEXT.get())
     if session is None:
         raise SessionError("no session is current; open one with session_manager()")
     if _is_async(session):
@@ -590,7 +630,7 @@ def current_async_session() -> AsyncSession:
     Raises:
         SessionError: There is none, or it is not async.
     """
-    session: Any = _living(SESSION_CONTEXT.get())
+    session: Any = living(SESSION_CONTEXT.get())
     if session is None:
         raise SessionError(
             "no session is current; open one with async_session_manager()"
@@ -601,3 +641,96 @@ def current_async_session() -> AsyncSession:
         )
     found: AsyncSession = session
     return found
+
+
+def _closer(session: Any) -> Callable[[], None]:
+    """Give what closes *session* from inside of a greenlet."""
+    return Waiting(session).close if _is_async(session) else session.close
+
+
+def on_commit(fn: C) -> C:
+    """
+    Run *fn*, once, after the current session's outermost transaction was committed.
+
+    As :meth:`Session.on_commit`, of whatever session is current.
+
+    Raises:
+        SessionError: No session is current.
+    """
+    _current("on_commit").on_commit(fn)
+    return fn
+
+
+def on_rollback(fn: C) -> C:
+    """
+    Run *fn*, once, after the current session's outermost transaction was rolled back.
+
+    As :meth:`Session.on_rollback`, of whatever session is current.
+
+    Raises:
+        SessionError: No session is current.
+    """
+    _current("on_rollback").on_rollback(fn)
+    return fn
+
+
+def _current(method: str) -> Any:
+    session: Any = living(SESSION_CONTEXT.get())
+    if session is None:
+        raise SessionError(
+            f"{method}() needs a current session; open one with session_manager() or "
+            f"async_session_manager()"
+        )
+    if not hasattr(session, method):
+        raise SessionError(
+            f"{method}() needs a session of seance, not {type(session).__name__}"
+        )
+    return session
+
+
+class using:  # noqa: N801  # used like a function
+    """
+    A block in which sessions use the database *alias*, whatever routers say.
+
+    Only what is named by the call itself or by an execution option comes before.
+
+    Args:
+        alias: The database.
+        manager: Sessions of other managers go on as if there was no block;
+            ``None``: it is for all.
+
+    Raises:
+        RoutingError: The manager has no such database. Without a manager, the
+            session that is used says so.
+    """
+
+    __slots__ = ("_has_ended", "_previous", "alias", "manager")
+
+    def __init__(self, alias: str, *, manager: DatabaseManager | None = None) -> None:
+        if not isinstance(alias, str):
+            raise RoutingError(f"using() takes the alias of a database, not {alias!r}")
+        if manager is not None:
+            # Says what is known if this is not.
+            manager[alias]
+        self.alias = alias
+        self.manager = manager
+        self._previous: Any = None
+        self._has_ended = False
+
+    def alias_for(self, manager: object) -> str | None:
+        """Give the alias for sessions of *manager*; ``None``: it says nothing."""
+        if self.manager is None or self.manager is manager:
+            return self.alias
+        return None if self._previous is None else self._previous.alias_for(manager)
+
+    def __enter__(self) -> Self:
+        self._previous = USING.get()
+        USING.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._has_ended = True
+        previous = self._previous
+        while previous is not None and previous._has_ended:
+            previous = previous._previous
+        restore(USING, self, previous)

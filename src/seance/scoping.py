@@ -4,20 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.orm import Session as _Session
+from sqlalchemy.orm import close_all_sessions, sessionmaker
 from sqlalchemy.orm import scoped_session as _scoped_session
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.util import ScopedRegistry
 
 from .bulk import SessionBulk
+from .callbacks import Callback
+from .context import context_scope
 from .engines import DatabaseManager
 from .errors import SessionError
+from .routing import Choice
 from .sessions import Session
 
 S = TypeVar("S", bound=_Session)
+C = TypeVar("C", bound=Callback)
+T = TypeVar("T")
 
 
-class scoped_session(_scoped_session[S]):  # noqa: N801  # the name is SQLAlchemy's
+class ContextRegistry(ScopedRegistry[T]):
+    """
+    A registry by :func:`context_scope`: it keeps nothing of what is gone.
+
+    What is made inside of a block ends with the block.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, createfunc: Callable[[], T]) -> None:
+        super().__init__(createfunc, context_scope)
+        self.registry = WeakKeyDictionary()
+
+    def __call__(self) -> T:
+        scope = self.scopefunc()
+        session: T | None = self.registry.get(scope)
+        if session is None:
+            session = self.registry[scope] = self.createfunc()
+            if hasattr(scope, "adopt"):
+                scope.adopt(session)
+        return session
+
+
+class OurMethods:
+    """What a registry passes on to its current session, beside SQLAlchemy's."""
+
+    registry: Any
+
+    @property
+    def routing(self) -> DatabaseManager | None:
+        """The manager of the current session."""
+        session: Any = self.registry()
+        routing: DatabaseManager | None = session.routing
+        return routing
+
+    def on_commit(self, fn: C) -> C:
+        """Run *fn* after the current session was committed; as on a session."""
+        session: Any = self.registry()
+        session.on_commit(fn)
+        return fn
+
+    def on_rollback(self, fn: C) -> C:
+        """Run *fn* after the current session was rolled back; as on a session."""
+        session: Any = self.registry()
+        session.on_rollback(fn)
+        return fn
+
+    def explain(
+        self,
+        statement_or_entity: Any = None,
+        *,
+        execution_options: Any = None,
+        bind_arguments: Any = None,
+    ) -> Choice:
+        """Say which engine the current session would use; as on a session."""
+        session: Any = self.registry()
+        choice: Choice = session.explain(
+            statement_or_entity,
+            execution_options=execution_options,
+            bind_arguments=bind_arguments,
+        )
+        return choice
+
+
+class scoped_session(OurMethods, _scoped_session[S]):  # noqa: N801  # the name is SQLAlchemy's
     """
     SQLAlchemy's ``scoped_session``, with ``bulk`` and ``routing``.
 
@@ -37,6 +108,8 @@ class scoped_session(_scoped_session[S]):  # noqa: N801  # the name is SQLAlchem
                 f"use async_scoped_session for async sessions"
             )
         super().__init__(session_factory, scopefunc)  # type: ignore[arg-type]  # it only calls the factory
+        if scopefunc is context_scope:
+            self.registry = ContextRegistry(session_factory)
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
         """Give a new bulk on the current session."""
@@ -44,12 +117,26 @@ class scoped_session(_scoped_session[S]):  # noqa: N801  # the name is SQLAlchem
         bulk: SessionBulk = session.bulk(proxy_reference=proxy_reference)
         return bulk
 
+    # SQLAlchemy 2.0 has it, and a word to say about it.
+    if not hasattr(_scoped_session, "close_all"):
+
+        @classmethod
+        def close_all(cls) -> None:
+            """Close all sessions in memory, whoever made them."""
+            close_all_sessions()
+
     @property
-    def routing(self) -> DatabaseManager | None:
-        """The manager of the current session."""
+    def proxy(self) -> Any:
+        """The async session that the current session serves."""
         session: Any = self.registry()
-        routing: DatabaseManager | None = session.routing
-        return routing
+        return session.proxy
+
+    @property
+    def async_mode(self) -> bool:
+        """Whether the current session serves an async one."""
+        session: Any = self.registry()
+        async_mode: bool = session.async_mode
+        return async_mode
 
 
 #: What :func:`session_factory` gives.

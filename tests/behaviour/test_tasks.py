@@ -405,11 +405,47 @@ class TestScopedRegistry:
             assert factory() is factory()
             return factory()
 
-        sessions = await asyncio.gather(*(work() for _ in range(10_000)))
-        await asyncio.sleep(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sessions = await asyncio.gather(*(work() for _ in range(10_000)))
+            await asyncio.sleep(0)
 
         assert 10_000 == len(set(map(id, sessions)))
         assert 0 == len(factory.registry.registry)
+        assert 10_000 == len({str(warning.message) for warning in caught})
+
+    async def test_removed(self, db: Database) -> None:
+        """A task that removes its session is not reminded of it."""
+        factory = async_session_factory(routing=db.manager, scoped=True)
+
+        async def work() -> None:
+            await factory.scalars(select(Thing))
+            await factory.remove()
+
+        await asyncio.gather(*(work() for _ in range(10)))
+        await asyncio.sleep(0)
+
+        assert 0 == len(factory.registry.registry)
+
+    async def test_flat_memory(self, db: Database) -> None:
+        """Two hundred thousand tasks leave nothing behind."""
+        factory = async_session_factory(routing=db.manager, scoped=True)
+
+        async def work() -> None:
+            factory()
+
+        async def many(number: int) -> int:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                for _ in range(number // 1_000):
+                    await asyncio.gather(*(work() for _ in range(1_000)))
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = await many(10_000)
+        after = await many(200_000)
+
+        assert 500 > after - before
 
     async def test_closes_what_is_open(self, db: Database, pools: Pools) -> None:
         """A task that ends within a transaction is named, and its session closed."""

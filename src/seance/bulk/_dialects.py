@@ -35,8 +35,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.selectable import FromClause
 
-from ..engines import begin_late
 from ..keys import Shape
+from ..sqlite import begin_late
 from ._plan import Batch
 
 
