@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from traceback import StackSummary, extract_stack
@@ -122,7 +122,7 @@ class _Scope:
     _bulk: Any = None
     _watch: Watch | None = None
     _transaction: Any = None
-    _adopted: tuple[Any, ...] = ()
+    _adopted: tuple[tuple[Any, MutableMapping[Any, Any]], ...] = ()
 
     def __init__(
         self,
@@ -382,9 +382,15 @@ class _Scope:
         elif registry.registry.get(self._key) is session:
             del registry.registry[self._key]
 
-    def adopt(self, session: Any) -> None:
-        """Close *session* with this block: a registry made it for the block."""
-        self._adopted = (*self._adopted, session)
+    def adopt(self, session: Any, registry: MutableMapping[Any, Any]) -> None:
+        """Close *session* with this block, which it is in *registry* for."""
+        self._adopted = (*self._adopted, (session, registry))
+
+    def _released(self) -> Iterator[Any]:
+        """Give the sessions to close with this block; registries forget them."""
+        for session, registry in self._adopted:
+            if registry.pop(self, None) is session:
+                yield session
 
     def outside(self) -> _Outside:
         """Give a block in which callbacks run: around this one, if it is ending."""
@@ -511,7 +517,7 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            for adopted in self._adopted:
+            for adopted in self._released():
                 attempt(adopted.close, "closing", error)
             self._close()
         if error is not None:
@@ -578,7 +584,7 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            for adopted in self._adopted:
+            for adopted in self._released():
                 closing = greenlet_spawn(attempt, _closer(adopted), "closing", error)
                 await shielded(closing, error)
             self._close()

@@ -43,7 +43,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if session is None:
             session = self.registry[scope] = self.createfunc()
             if hasattr(scope, "adopt"):
-                scope.adopt(session)
+                scope.adopt(session, self.registry)
         return session
 
 
@@ -183,13 +183,15 @@ def session_factory(
     """
     Give a factory of sessions, or a :class:`scoped_session` over it.
 
-    Every further keyword goes to the sessions.
+    Every further keyword goes to the sessions, but for ``scopefunc``, which says what
+    a scope is; a thread unless given.
     """
     if args:
         raise TypeError(
             f"session_factory() takes keywords after 'scoped', not {args!r}"
         )
+    scopefunc = kwargs.pop("scopefunc", None)
     if routing is not None:
         kwargs["routing"] = routing
     factory: sessionmaker[Session] = sessionmaker(bind, **{"class_": Session, **kwargs})
-    return scoped_session(factory) if scoped else factory
+    return scoped_session(factory, scopefunc) if scoped else factory

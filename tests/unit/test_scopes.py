@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import sessionmaker
 
-from seance import SessionError
-from seance.scopes import decide, ending
+from seance import (
+    SessionError,
+    async_session_factory,
+    async_session_manager,
+    session_factory,
+    session_manager,
+)
+from seance.endings import ending
+from seance.scopes import decide
 
 BOTH = (False, True)
 
@@ -116,3 +126,42 @@ class TestEnding:
             owner_ended=True,
             has_written=has_written,
         )
+
+
+class TestArguments:
+    """What is wrong is said at the call, with what was given and what is allowed."""
+
+    @pytest.mark.parametrize(
+        ("manager", "factory", "other"),
+        [
+            (session_manager, async_sessionmaker(), "async_session_manager"),
+            (session_manager, async_session_factory(), "async_session_manager"),
+            (
+                session_manager,
+                async_session_factory(scoped=True),
+                "async_session_manager",
+            ),
+            (async_session_manager, sessionmaker(), "session_manager"),
+            (async_session_manager, session_factory(), "session_manager"),
+            (async_session_manager, session_factory(scoped=True), "session_manager"),
+        ],
+    )
+    def test_factory_of_the_other_kind(
+        self, manager: Any, factory: Any, other: str
+    ) -> None:
+        """A factory of the other kind is named, and what to use for it."""
+        with pytest.raises(SessionError, match=rf"got a factory of .*use {other}\(\)"):
+            manager(using=factory)
+
+    @pytest.mark.parametrize("manager", [session_manager, async_session_manager])
+    @pytest.mark.parametrize("wrong", [7, "default", object()])
+    def test_no_factory(self, manager: Any, wrong: Any) -> None:
+        """What cannot be called is no factory."""
+        with pytest.raises(SessionError, match="using is a session factory, not"):
+            manager(using=wrong)
+
+    @pytest.mark.parametrize("manager", [session_manager, async_session_manager])
+    def test_on_missing(self, manager: Any) -> None:
+        """There are two things to do where no session is current."""
+        with pytest.raises(SessionError, match="'create' or 'raise', not 'maybe'"):
+            manager(on_missing="maybe")

@@ -22,6 +22,7 @@ from seance import (
     async_scoped_session,
     async_session_factory,
     async_session_manager,
+    context_scope,
 )
 from tests.fixtures.counting import count_statements
 from tests.fixtures.pools import Pools
@@ -371,6 +372,65 @@ class TestFactories:
                 raise ZeroDivisionError
 
         assert not factory.registry.has()
+
+
+class TestContextScope:
+    """One session for each scope: scopefunc=context_scope."""
+
+    @pytest.fixture
+    def scoped(self, db: Database) -> async_scoped_session[AsyncSession]:
+        factory = async_session_factory(
+            routing=db.manager, scoped=True, scopefunc=context_scope
+        )
+        assert isinstance(factory, async_scoped_session)
+        return factory
+
+    async def test_block_of_the_factory(
+        self, scoped: async_scoped_session[AsyncSession]
+    ) -> None:
+        """A block made of the registry has the registry's session, nested ones too."""
+        async with async_session_manager(using=scoped) as outer:
+            assert outer is scoped()
+            async with async_session_manager(using=scoped, new=True) as inner:
+                assert inner is scoped()
+                assert inner is not outer
+            assert outer is scoped()
+
+        assert 0 == len(scoped.registry.registry)
+
+    async def test_other_block(
+        self, db: Database, scoped: async_scoped_session[AsyncSession]
+    ) -> None:
+        """In another's block it has a session of its own, which ends with the block."""
+        async with db.async_session_manager() as current:
+            mine = scoped()
+            assert mine is scoped()
+            assert mine is not current
+            mine.add(Thing(name="a"))
+            await mine.flush()
+            async with db.async_session_manager():
+                assert mine is scoped()
+
+        assert not mine.in_transaction()
+        assert 0 == len(scoped.registry.registry)
+        async with db.async_session_manager():
+            assert mine is not scoped()
+
+    async def test_outside(self, scoped: async_scoped_session[AsyncSession]) -> None:
+        """Outside of blocks it has one for the context."""
+        assert scoped() is scoped()
+        await scoped.scalars(select(Thing))
+        await scoped.remove()
+
+        assert 0 == len(scoped.registry.registry)
+
+    async def test_joined_block(
+        self, scoped: async_scoped_session[AsyncSession]
+    ) -> None:
+        """A block that has joined is part of the scope it has joined."""
+        async with async_session_manager(using=scoped) as outer:
+            async with async_session_manager():
+                assert outer is scoped()
 
 
 async def test_events_of_the_session(db: Database) -> None:

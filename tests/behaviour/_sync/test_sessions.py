@@ -19,6 +19,7 @@ from seance import (
     DatabaseManager,
     RoutingError,
     Session,
+    context_scope,
     scoped_session,
     session_factory,
     session_manager,
@@ -365,6 +366,59 @@ class TestFactories:
                 raise ZeroDivisionError
 
         assert not factory.registry.has()
+
+
+class TestContextScope:
+    """One session for each scope: scopefunc=context_scope."""
+
+    @pytest.fixture
+    def scoped(self, db: Database) -> scoped_session[Session]:
+        factory = session_factory(
+            routing=db.manager, scoped=True, scopefunc=context_scope
+        )
+        assert isinstance(factory, scoped_session)
+        return factory
+
+    def test_block_of_the_factory(self, scoped: scoped_session[Session]) -> None:
+        """A block made of the registry has the registry's session, nested ones too."""
+        with session_manager(using=scoped) as outer:
+            assert outer is scoped()
+            with session_manager(using=scoped, new=True) as inner:
+                assert inner is scoped()
+                assert inner is not outer
+            assert outer is scoped()
+
+        assert 0 == len(scoped.registry.registry)
+
+    def test_other_block(self, db: Database, scoped: scoped_session[Session]) -> None:
+        """In another's block it has a session of its own, which ends with the block."""
+        with db.session_manager() as current:
+            mine = scoped()
+            assert mine is scoped()
+            assert mine is not current
+            mine.add(Thing(name="a"))
+            mine.flush()
+            with db.session_manager():
+                assert mine is scoped()
+
+        assert not mine.in_transaction()
+        assert 0 == len(scoped.registry.registry)
+        with db.session_manager():
+            assert mine is not scoped()
+
+    def test_outside(self, scoped: scoped_session[Session]) -> None:
+        """Outside of blocks it has one for the context."""
+        assert scoped() is scoped()
+        scoped.scalars(select(Thing))
+        scoped.remove()
+
+        assert 0 == len(scoped.registry.registry)
+
+    def test_joined_block(self, scoped: scoped_session[Session]) -> None:
+        """A block that has joined is part of the scope it has joined."""
+        with session_manager(using=scoped) as outer:
+            with session_manager():
+                assert outer is scoped()
 
 
 def test_events_of_the_session(db: Database) -> None:
