@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any
 
@@ -59,8 +60,7 @@ def added(cls: type[Any], plain: type[Any]) -> set[str]:
         if (cls, name) not in ONE_SIDED
         and (name[0] != "_" or name in SPELT.values())
         # Neither is what SQLAlchemy has, for one user at a time.
-        and getattr(vars(parent)[name], "__wrapped__", name)
-        is not getattr(plain, name, None)
+        and inspect.unwrap(vars(parent)[name]) is not getattr(plain, name, None)
     } | {
         SPELT[name]
         for parent in cls.__mro__

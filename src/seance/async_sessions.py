@@ -11,6 +11,7 @@ from asyncio import Task, current_task
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
+from weakref import WeakSet
 
 from sqlalchemy.ext.asyncio import AsyncSession as _AsyncSession
 from sqlalchemy.ext.asyncio import async_scoped_session as _async_scoped_session
@@ -90,10 +91,9 @@ class AsyncSession(_AsyncSession):
             await super().__aexit__(type_, value, traceback)
             return
         session._is_patient = True
-        try:
-            await super().__aexit__(type_, value, traceback)
-        finally:
-            session._is_patient = False
+        await super().__aexit__(type_, value, traceback)
+        # Not if that was cancelled: closing goes on in a task of its own.
+        session._is_patient = False
 
     def _ours(self, what: str) -> Session:
         session = self.sync_session
@@ -133,12 +133,14 @@ class AsyncSession(_AsyncSession):
 class _TaskRegistry(ScopedRegistry[A]):
     """A registry that keeps nothing of a task that is done."""
 
-    __slots__ = ("_closing",)
+    __slots__ = ("_closing", "_known")
 
     def __init__(
         self, createfunc: Callable[[], A], scopefunc: Callable[[], Any]
     ) -> None:
         super().__init__(createfunc, scopefunc)
+        # Tasks that call back when they are done; once, however often they ask.
+        self._known: WeakSet[Task[Any]] = WeakSet()
         # The loop itself refers to a task weakly.
         self._closing: set[Task[None]] = set()
 
@@ -150,7 +152,8 @@ class _TaskRegistry(ScopedRegistry[A]):
     def set(self, obj: A) -> None:
         key = self.scopefunc()
         self.registry[key] = obj
-        if isinstance(key, Task):
+        if isinstance(key, Task) and key not in self._known:
+            self._known.add(key)
             key.add_done_callback(self._task_done)
 
     def _task_done(self, task: Task[Any]) -> None:

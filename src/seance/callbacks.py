@@ -67,9 +67,7 @@ class Callbacks:
     def drop(self, savepoint: SessionTransaction) -> None:
         """Forget what was registered inside of *savepoint*."""
         self._waiting = [
-            waiting
-            for waiting in self._waiting
-            if not _is_inside(waiting[2], savepoint)
+            waiting for waiting in self._waiting if not is_inside(waiting[2], savepoint)
         ]
 
     def settle(self, *, committed: bool) -> None:
@@ -116,9 +114,10 @@ def _call(callback: Callback, *, async_mode: bool) -> None:
         )
 
 
-def _is_inside(
+def is_inside(
     transaction: SessionTransaction | None, savepoint: SessionTransaction
 ) -> bool:
+    """Whether *transaction* is *savepoint*, or one inside of it."""
     while transaction is not None and transaction is not savepoint:
         transaction = transaction.parent
     return transaction is not None

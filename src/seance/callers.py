@@ -33,9 +33,9 @@ UNKNOWN = Line("?", 0, "?")
 
 
 def caller(frame: FrameType | None = None) -> Line:
-    """Give the innermost line around *frame* (or around here) that is not ours."""
+    """Give the innermost line around *frame* (or around here) that is the caller's."""
     for outer in _outward(frame or sys._getframe(1)):
-        if not _is_ours(outer):
+        if not (_is_ours(outer) or _is_machinery(outer)):
             return _line(outer)
     return UNKNOWN
 

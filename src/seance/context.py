@@ -45,6 +45,8 @@ SESSION_BULK_CONTEXT: ContextVar[SessionBulk | AsyncSessionBulk | None] = Contex
 )
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
+#: The joined blocks with ``role="read"`` around the code that runs.
+READING: ContextVar[tuple[Any, ...]] = ContextVar("READING", default=())
 #: The innermost block of :func:`using`.
 USING: ContextVar[Using | None] = ContextVar("USING", default=None)
 

@@ -92,11 +92,16 @@ def retire(session: Any) -> None:
 def _commit(session: Any, expire: bool | None) -> None:
     if expire is None:
         session.commit()
-    else:
+    elif isinstance(session, Waiting) or hasattr(session, "_retire"):
         session.commit(expire=expire)
+    else:
+        raise SessionError(
+            f"expire= needs a session of seance, not {type(session).__name__}"
+        )
 
 
 def attempt(step: Callable[[], None], doing: str, error: BaseException | None) -> None:
+    """Take *step*; if it fails after *error*, that is a note of it, and logged."""
     try:
         step()
     except Exception as second:
@@ -136,10 +141,16 @@ class Waiting:
 
 
 async def shielded(
-    step: Coroutine[Any, Any, None], error: BaseException | None
+    step: Callable[[], Coroutine[Any, Any, None]],
+    error: BaseException | None,
+    again: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """
     Run *step* to its end, also while this task is being cancelled.
+
+    It runs in a task of its own. Who cancels all tasks there are, as
+    ``asyncio.run()`` does at its end, cancels that one, too; then *again* runs, or
+    *step* once more.
 
     Args:
         error: What the block left with.
@@ -148,13 +159,17 @@ async def shielded(
         CancelledError: After the end of *step*, if there was a cancellation; none
             if *error* is one already, or the like.
     """
-    task = asyncio.ensure_future(step)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as another:
-            cancelled = another
+    for attempted in (step, again or step, again or step):
+        task = asyncio.ensure_future(attempted())
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as another:
+                cancelled = another
+        if not task.cancelled():
+            break
+        cancelled = cancelled or asyncio.CancelledError()
     if cancelled is None:
         task.result()
         return

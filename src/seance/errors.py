@@ -57,7 +57,7 @@ class ConcurrentUseError(SessionError):
         first: Who uses the session, ``"task 'name'"`` or ``"thread 'name'"``.
         second: Who was refused.
         first_line: The line of code the first is at, if it could be told.
-        second_line: The line of code that was refused.
+        second_line: The line of code that was refused, if it could be told.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ConcurrentUseError(SessionError):
         first: str,
         second: str,
         first_line: Line | None,
-        second_line: Line,
+        second_line: Line | None,
     ) -> None:
         self.doing = doing
         self.first = first
@@ -75,9 +75,10 @@ class ConcurrentUseError(SessionError):
         self.first_line = first_line
         self.second_line = second_line
         super().__init__(
-            f"{second} called {doing}() at {second_line} on a session that {first} "
-            f"is using{f' at {first_line}' if first_line else ''}; give each a session "
-            f"of its own, with gather() or new=True, or make sessions with "
+            f"{second} called {doing}(){f' at {second_line}' if second_line else ''} on "
+            f"a session that {first} is using"
+            f"{f' at {first_line}' if first_line else ''}; give each a session of its "
+            f"own, with gather() or new=True, or make sessions with "
             f"on_concurrent='serialize'"
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from inspect import iscoroutine
 from typing import Any, TypeVar
 
 from sqlalchemy.pool import Pool
 
 from .context import SESSION_CONTEXT, current_application, living
-from .errors import SessionError
+from .errors import RoutingError, SessionError
 from .scopes import async_session_manager
 
 log = logging.getLogger("seance")
@@ -127,7 +128,9 @@ def _pool_size(factory: Any) -> int | None:
     options = getattr(getattr(factory, "session_factory", factory), "kw", {})
     bind, routing = options.get("bind"), options.get("routing")
     if bind is None and routing is not None:
-        bind = routing.get_write_engine(async_mode=True)
+        with suppress(RoutingError):
+            # None for no entity in particular.
+            bind = routing.get_write_engine(async_mode=True)
     pool: Pool | None = getattr(bind, "pool", None)
     size: int | None = getattr(pool, "size", lambda: None)()
     return size or None

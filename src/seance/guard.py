@@ -8,22 +8,23 @@ what counts: a session may be used from many threads, one after the other.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from asyncio import AbstractEventLoop, Future, Task, _get_running_loop, current_task
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import Any, Literal
 
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
-from .callers import Line, caller, line_of_task, line_of_thread
+from .callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
 from .errors import ConcurrentUseError
 
 OnConcurrent = Literal["raise", "serialize"]
+
+#: A thread's ident; or a task, or outside of one the event loop.
+User = int | Task[Any] | AbstractEventLoop
 
 
 def running() -> User:
@@ -32,52 +33,65 @@ def running() -> User:
     return get_ident() if loop is None else current_task(loop) or loop
 
 
-class Ended(Enum):
-    """Nobody's turn: the block that made the session has ended."""
-
-    ENDED = auto()
-
-
-ENDED = Ended.ENDED
-#: A thread's ident; or a task, or outside of one the event loop.
-User = int | Task[Any] | AbstractEventLoop | Ended
-
-
 class Guard:
     """
     Whose turn it is on one session.
 
-    Every call of every method takes the turn, so its callers do that in line: with
-    *take* and *give*, which are those of a lock, and write themselves down as *user*.
-
-    Args:
-        is_async: Tasks are told apart, not threads: a task that uses a sync session
-            cannot be left by its thread meanwhile.
+    The turn is one item of a dict: taken by ``setdefault()``, given back by ``del``.
+    Either is one step, so an interrupt finds it done, with its user, or not done.
+    Every call of every method does this in line.
     """
 
-    __slots__ = ("give", "take", "user", "waiting", "who")
+    __slots__ = ("_waiting", "has_ended", "turn")
 
-    def __init__(self, *, is_async: bool = False) -> None:
-        turn = Lock()
-        self.take = turn.acquire
-        self.give = turn.release
-        self.who: Callable[[], User] = running if is_async else get_ident
-        self.user: User | None = None
+    def __init__(self) -> None:
+        self.turn: dict[str, User] = {}
+        #: The block that made the session has ended.
+        self.has_ended = False
         # Made for the first that waits; most sessions never see one.
-        self.waiting: deque[Future[None]] | None = None
+        self._waiting: deque[Future[None] | threading.Event] | None = None
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody is to be told when the turn is given back."""
+        return bool(self._waiting)
 
     def wait(self, me: User) -> None:
         """Take the turn as soon as it is free."""
-        if isinstance(me, int):
-            self.take()
-        else:
-            self._await()
+        loop = me.get_loop() if isinstance(me, Task) and in_greenlet() else None
+        waiting = self._waiting
+        if waiting is None:
+            # Two threads may be first.
+            with _making:
+                waiting = self._waiting = self._waiting or deque()
+        while self.turn.get("user") != me:
+            waiter = threading.Event() if loop is None else loop.create_future()
+            waiting.append(waiter)
+            try:
+                # It may have been given back before we were seen to wait.
+                if self.turn.setdefault("user", me) == me:
+                    return
+                if isinstance(waiter, Future):
+                    await_only(waiter)
+                else:
+                    waiter.wait()
+                self.turn.setdefault("user", me)
+            except BaseException:
+                # Whoever was not told because we were must be told.
+                self.wake()
+                raise
+            finally:
+                with suppress(ValueError):
+                    waiting.remove(waiter)
 
     def wake(self) -> None:
-        """Tell a task that waits that the turn was given back."""
-        while self.waiting:
+        """Tell one who waits that the turn was given back."""
+        while self._waiting:
             with suppress(IndexError):
-                waiter = self.waiting.popleft()
+                waiter = self._waiting.popleft()
+                if isinstance(waiter, threading.Event):
+                    waiter.set()
+                    return
                 with suppress(RuntimeError):
                     waiter.get_loop().call_soon_threadsafe(_done, waiter)
                     return
@@ -85,45 +99,22 @@ class Guard:
 
     def refusal(self, me: User, doing: str) -> ConcurrentUseError:
         """Give the error for *me*, who wanted to do something out of turn."""
-        first = self.user
+        first = self.turn.get("user")
         return ConcurrentUseError(
             doing,
             first=_name(first),
             first_line=_line(first),
             second=_name(me),
-            second_line=caller(),
+            second_line=_known(caller()),
         )
 
-    def _await(self) -> None:
-        # Tasks of one loop: two cannot both be first.
-        if self.waiting is None:
-            self.waiting = deque()
-        while True:
-            waiter: Future[None] = asyncio.get_running_loop().create_future()
-            self.waiting.append(waiter)
-            # It may have been given back before we were seen to wait.
-            if self.take(blocking=False):
-                self._forget(waiter)
-                return
-            try:
-                await_only(waiter)
-            except BaseException:
-                # Whoever was not told because we were must be told.
-                self._forget(waiter)
-                self.wake()
-                raise
-            if self.take(blocking=False):
-                return
 
-    def _forget(self, waiter: Future[None]) -> None:
-        assert self.waiting is not None
-        with suppress(ValueError):
-            self.waiting.remove(waiter)
+_making = threading.Lock()
 
 
-def _done(turn: Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
+def _done(waiter: Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _name(user: User | None) -> str:
@@ -139,5 +130,10 @@ def _name(user: User | None) -> str:
 
 def _line(user: User | None) -> Line | None:
     if isinstance(user, Task):
-        return line_of_task(user)
-    return line_of_thread(user) if isinstance(user, int) else None
+        return _known(line_of_task(user))
+    return _known(line_of_thread(user)) if isinstance(user, int) else None
+
+
+def _known(line: Line) -> Line | None:
+    # A task may run nothing but a method of ours: create_task(session.execute()).
+    return None if line is UNKNOWN else line

@@ -1,51 +1,46 @@
 """
 Read-only transactions: asked of the backend, so that nothing gets past them.
 
-PostgreSQL: the engine's transactions begin as READ ONLY. MySQL and MariaDB: the next
-transaction is. SQLite: the connection refuses to write until it is given back.
+PostgreSQL, MySQL and MariaDB: the transaction is made READ ONLY. SQLite: the
+connection refuses to write until the transaction ends. Not on a connection that
+others use as well, where it would be theirs, too; nor with AUTOCOMMIT, where there is
+no transaction.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.pool import PoolResetState
+from sqlalchemy import Connection
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-_ATTRIBUTE = "_seance_read_only"
-
-
-def read_only(bind: Engine | Connection) -> Engine | Connection:
-    """Give *bind*, or the engine beside it whose transactions only read."""
-    if not isinstance(bind, Engine) or bind.dialect.name != "postgresql":
-        return bind
-    # One for each engine: a session holds its connections by engine.
-    found: Engine | None = bind.__dict__.get(_ATTRIBUTE)
-    if found is None:
-        made = bind.execution_options(postgresql_readonly=True)
-        found = bind.__dict__.setdefault(_ATTRIBUTE, made)
-    return found
+_FLAG = "seance_read_only"
 
 
 def begin_reading(connection: Connection) -> None:
     """Make the transaction of *connection*, which has just begun, one that reads."""
     dialect = connection.dialect.name
-    if dialect in ("mysql", "mariadb"):
+    if dialect in ("postgresql", "mysql", "mariadb"):
         _run(connection, "SET TRANSACTION READ ONLY")
-    elif dialect == "sqlite":
-        pool = connection.engine.pool
-        if not event.contains(pool, "reset", _lift):
-            event.listen(pool, "reset", _lift)
+    elif dialect == "sqlite" and not isinstance(
+        connection.engine.pool, (SingletonThreadPool, StaticPool)
+    ):
+        # First: it may be cancelled, and done nevertheless.
+        connection.info[_FLAG] = True
         _run(connection, "PRAGMA query_only=ON")
-        connection.info[_ATTRIBUTE] = True
 
 
-def _lift(connection: Any, record: Any, state: PoolResetState) -> None:
-    # Elsewhere the connection is thrown away.
-    if state.asyncio_safe and record.info.pop(_ATTRIBUTE, False):
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA query_only=OFF")
-        cursor.close()
+def end_reading(connection: Connection) -> None:
+    """Let *connection* write again; if it cannot be told so, throw it away."""
+    if connection.closed or connection.invalidated or not connection.info.get(_FLAG):
+        return
+    try:
+        _run(connection, "PRAGMA query_only=OFF")
+        del connection.info[_FLAG]
+    except BaseException:
+        with suppress(Exception):
+            connection.invalidate()
+        raise
 
 
 def _run(connection: Connection, statement: str) -> None:

@@ -85,7 +85,7 @@ def _is_in_block(session: Session) -> bool:
 
 
 def _describe(session: Session, manager: DatabaseManager, now: float) -> OpenSession:
-    since, line = session._begun or (now, None)
+    since, line, _ = session._begun or (now, None, 0)
     scope: Any = session._seance_scope if _is_in_block(session) else None
     if scope is not None:
         since, line = scope.opened, scope.line
@@ -95,7 +95,7 @@ def _describe(session: Session, manager: DatabaseManager, now: float) -> OpenSes
         scope=None if scope is None else scope.kind,
         line=line,
         age=now - since,
-        role="read" if session._readers else getattr(scope, "role", None),
+        role=getattr(scope, "role", None),
         engines=tuple(
             manager.alias_of(connection.engine)
             or connection.engine.url.render_as_string()

@@ -15,22 +15,28 @@ from inspect import Parameter, signature
 from typing import Any, Literal
 
 from sqlalchemy import (
-    CTE,
     Column,
     Connection,
     Engine,
-    FromClause,
     Select,
-    Sequence,
     Table,
     TextClause,
 )
+from sqlalchemy import Sequence as SequenceElement
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import CompoundSelect, StatementLambdaElement, visitors
 from sqlalchemy.sql.ddl import DDLElement
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    False_,
+    Null,
+    True_,
+)
 from sqlalchemy.sql.functions import FunctionElement, next_value
-from sqlalchemy.sql.selectable import TextualSelect
+from sqlalchemy.sql.selectable import GenerativeSelect, TextualSelect
 
 from .errors import RoutingError
 
@@ -54,6 +60,12 @@ _WRITE = re.compile(
     r"|\s*(?:WITH|EXPLAIN)\b.*\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\b",
     re.IGNORECASE | re.DOTALL,
 )
+# What is no statement: literals, quoted names, comments.
+_QUOTED = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/"
+    r"|(\$\w*\$).*?\1",
+    re.DOTALL,
+)
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _LOCK = re.compile(
     r"\b(?:INTO|FOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|SHARE))\b", re.IGNORECASE
@@ -68,7 +80,7 @@ _READING = frozenset(
     bool_or cardinality cast ceil ceiling char_length coalesce concat concat_ws count
     cube cume_dist current_database current_date current_schema current_setting
     current_time current_timestamp current_user database date date_add date_format
-    date_part date_sub date_trunc datetime day dense_rank every exists exp extract
+    date_part date_sub date_trunc datetime day dense_rank distinct every exists exp extract
     first_value floor format generate_series greatest group_concat grouping_sets hex
     hour ifnull iif instr isnull jsonb_agg jsonb_array_elements
     jsonb_array_elements_text jsonb_build_object jsonb_each jsonb_object_keys
@@ -147,20 +159,20 @@ def effect(statement: Any) -> Effect:
     """
     Say what *statement* does to the data; locking what it reads counts as writing.
 
-    Looks at functions in what is selected and selected from, not in conditions.
+    Of a statement made of text only what the text says.
     """
     if isinstance(statement, Select):
         return "reads" if _plainly_reads(statement) else _of_select(statement)
     if isinstance(statement, CompoundSelect):
-        return max(map(effect, statement.selects), key=_GRAVITY.__getitem__)
+        return _of_select(statement)
     if isinstance(statement, (TextualSelect, FromStatement)):
         return effect(statement.element)
     if isinstance(statement, StatementLambdaElement):
         return effect(statement._resolved)
     if isinstance(statement, TextClause):
         return _of_text(statement.text)
-    if isinstance(statement, (FunctionElement, Sequence)):
-        return _of_expression(statement)
+    if isinstance(statement, (FunctionElement, SequenceElement)):
+        return _of_select(statement)
     return "writes" if isinstance(statement, (UpdateBase, DDLElement)) else "may write"
 
 
@@ -173,82 +185,98 @@ _GRAVITY: dict[Effect, int] = {"reads": 0, "may write": 1, "writes": 2}
 
 
 def _plainly_reads(statement: Select[Any]) -> bool:
-    """Whether nothing but tables, entities and their columns is selected."""
+    """Whether it selects from tables, with plain conditions, and nothing else."""
     if (
         statement._for_update_arg is not None
         or statement._from_obj
         or statement._independent_ctes
     ):
         return False
-    part: Any
     for part in statement._raw_columns:
-        kind = type(part)
-        if kind in _TABLES or (kind in _COLUMNS and type(part.table) in _TABLES):
-            continue
-        # Seen for the first time, if it is one at all.
-        if isinstance(part, Table):
-            _TABLES.add(kind)
-        elif isinstance(part, Column) and isinstance(part.table, Table):
-            _COLUMNS.add(kind)
-            _TABLES.add(type(part.table))
-        else:
+        if type(part) not in _TABLES and not (_is_table(part) or _is_column(part)):
+            return False
+    for target, condition, _, _ in statement._setup_joins:
+        if not (_is_table(target) and (condition is None or _is_plain(condition))):
+            return False
+    for condition in statement._where_criteria:
+        # In line: most compare a column with a value.
+        if not (
+            type(condition) is BinaryExpression
+            and type(condition.right) is BindParameter
+            and type(condition.left) in _COLUMNS
+            and type(condition.left.table) in _TABLES
+        ) and not _is_plain(condition):
             return False
     return True
+
+
+def _is_plain(condition: Any) -> bool:
+    """Whether *condition* compares columns and values."""
+    kind = type(condition)
+    if kind in _LEAVES or _is_column(condition):
+        return True
+    if kind is BinaryExpression:
+        return _is_plain(condition.left) and _is_plain(condition.right)
+    if kind is BooleanClauseList:
+        return all(map(_is_plain, condition.clauses))
+    return False
+
+
+def _is_table(part: Any) -> bool:
+    if type(part) in _TABLES:
+        return True
+    if isinstance(part, Table):
+        _TABLES.add(type(part))
+        return True
+    return False
+
+
+def _is_column(part: Any) -> bool:
+    """Whether it is a column of a table, not of a subquery or a CTE."""
+    if type(part) in _COLUMNS or isinstance(part, Column):
+        _COLUMNS.add(type(part))
+        return _is_table(part.table)
+    return False
 
 
 # Types of what is in most statements: a set of them is faster than isinstance().
 _TABLES: set[type] = {Table}
 _COLUMNS: set[type] = {Column}
+_LEAVES: set[type] = {BindParameter, Null, True_, False_}
 
 
-def _of_select(statement: Select[Any]) -> Effect:
-    if statement._for_update_arg is not None:
-        return "writes"
+def _of_select(statement: Any) -> Effect:
+    """Look at every part of it."""
     found: Effect = "reads"
-    for parts in (
-        statement._raw_columns,
-        statement._from_obj,
-        statement._independent_ctes,
-    ):
-        for part in parts:
-            # Most are a table, an entity or one of its columns.
-            if isinstance(part, Table):
-                continue
-            table = getattr(part, "table", part)
-            if isinstance(table, Table):
-                continue
-            if isinstance(table, CTE):
-                if isinstance(table.element, UpdateBase):
-                    return "writes"
-            elif not isinstance(table, FromClause) or table is part:
-                does = _of_expression(part)
-                if does == "writes":
-                    return does
-                if does != "reads":
-                    found = does
-    return found
-
-
-def _of_expression(expression: Any) -> Effect:
-    found: Effect = "reads"
-    for part in visitors.iterate(expression):
-        if isinstance(part, (Sequence, next_value)):
-            return "writes"
-        if (
-            isinstance(part, FunctionElement)
-            and getattr(part, "name", "").lower() not in _READING
+    for part in visitors.iterate(statement):
+        if isinstance(part, (UpdateBase, SequenceElement, next_value)) or (
+            isinstance(part, GenerativeSelect) and part._for_update_arg is not None
         ):
+            return "writes"
+        if isinstance(part, FunctionElement) and not _is_known(part):
             found = "may write"
+        elif isinstance(part, TextClause):
+            # A piece of a statement; what it calls is all that can be told.
+            found = max(found, _of_calls(part.text), key=_GRAVITY.__getitem__)
     return found
+
+
+def _is_known(function: Any) -> bool:
+    return getattr(function, "name", "").lower() in _READING
 
 
 def _of_text(text: str) -> Effect:
+    text = _QUOTED.sub("''", text)
     if _LOCK.search(text):
         return "writes"
     if _READ.match(text):
-        called = {name.lower() for name in _CALL.findall(text)}
-        return "reads" if called <= _READING | _WORDS else "may write"
+        return _of_calls(text)
     return "writes" if _WRITE.match(text) else "may write"
+
+
+def _of_calls(text: str) -> Effect:
+    called = {name.lower() for name in _CALL.findall(text)}
+    return "reads" if called <= _READING | _WORDS else "may write"
 
 
 #: What can choose an engine, in the order they are asked.

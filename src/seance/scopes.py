@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
-from functools import wraps
+from contextlib import contextmanager
+from functools import partial, wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from traceback import StackSummary, extract_stack
 from types import CodeType, FrameType, TracebackType
@@ -33,6 +34,7 @@ from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
 from .callbacks import Callback
 from .callers import UNKNOWN, Line, caller
 from .context import (
+    READING,
     SESSION_BULK_CONTEXT,
     SESSION_CONTEXT,
     USING,
@@ -122,7 +124,9 @@ class _Scope:
     _bulk: Any = None
     _watch: Watch | None = None
     _transaction: Any = None
-    _adopted: tuple[tuple[Any, MutableMapping[Any, Any]], ...] = ()
+    _adopted: tuple[MutableMapping[Any, Any], ...] = ()
+    #: The session that a joined block only reads from.
+    core: Any = None
 
     def __init__(
         self,
@@ -223,8 +227,11 @@ class _Scope:
         if using is None:
             self.using = using = self._default()
         self.session = session = self._make(using)
-        session._seance_scope = self
         core = getattr(session, "sync_session", session)
+        if has_ended(session) and isinstance(core, Session):
+            # The factory gives the same one each time, as those of tests do.
+            core._revive()
+        session._seance_scope = self
         if core is not session:
             core._seance_scope = self
         if self.role is not None:
@@ -247,7 +254,7 @@ class _Scope:
         if self.role is not None:
             self._take_role(core, owns=False)
         if isinstance(core, Session) and (how == "join" or self.role == "read"):
-            self._watch = Watch(core)
+            self._watch = Watch(core, reads=self.role == "read")
 
     def _note_line(self, frame: FrameType, core: Any) -> None:
         """Remember who has opened the block, without keeping the frame."""
@@ -311,18 +318,19 @@ class _Scope:
             raise SessionError(
                 f"role= needs a session of seance, not {type(core).__name__}"
             )
-        if self.role == "read":
-            core._readers += 1
-            core._is_read_only = core._is_read_only or owns
-        elif core._readers:
+        if owns:
+            core._role = self.role
+        elif self.role == "read":
+            # Not on the session: another task may use it meanwhile.
+            self.core = core
+            READING.set((*READING.get(), self))
+        elif core._only_reads():
             raise SessionError(
                 f"{self.kind}(role='write') inside of a block with role='read'; open "
                 f"the outer one for writing, or use new=True"
             )
-        elif owns:
-            core._always_writes = True
         else:
-            core._written = True
+            core._written, core._pins = True, None
 
     def _leave(self, error: BaseException | None) -> Ending:
         """Decide how to end; a block that only reads may not leave changes behind."""
@@ -338,11 +346,12 @@ class _Scope:
         if watch is not None:
             refused = None
             if error is None and self.role == "read" and watch.look():
+                changed = watch.session._written_by_readers() or "the database"
                 refused = RoutingError(
-                    f"a block with role='read' has changed "
-                    f"{watch.session._written_by_readers()}; open the block with "
-                    f"role='write'"
+                    f"a block with role='read' has changed {changed}; open the block "
+                    f"with role='write'"
                 )
+            self._watch = None
             has_written = watch.end(error or refused)
             if refused is not None:
                 raise refused
@@ -356,13 +365,28 @@ class _Scope:
             has_written=has_written or self._transaction is not None,
         )
 
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        """Wait for whoever uses the session still, instead of being refused."""
+        core = getattr(self.session, "sync_session", self.session)
+        before = getattr(core, "_is_patient", False)
+        core._is_patient = True
+        try:
+            yield
+        finally:
+            core._is_patient = before
+
     def _close(self) -> None:
         """Make current again what was before, unless that has ended as well."""
         self.has_ended = True
         session, self.session = self.session, None
         if self.how != "create":
+            if self._watch is not None:
+                # The block could not be left as it should.
+                self._watch.drop()
             if self.role == "read":
-                getattr(session, "sync_session", session)._readers -= 1
+                reading = tuple(each for each in READING.get() if each is not self)
+                READING.set(reading)
             return
         if self._registry is not None:
             self._unregister(session)
@@ -370,8 +394,10 @@ class _Scope:
             SESSION_CONTEXT.set(
                 None if self.previous is None else living(self.previous)
             )
-            if self._bulk is not None and SESSION_BULK_CONTEXT.get() is None:
-                SESSION_BULK_CONTEXT.set(self._bulk)
+            bulk = self._bulk
+            # It may have been left meanwhile.
+            if bulk is not None and getattr(bulk, "is_entered", True):
+                restore(SESSION_BULK_CONTEXT, None, bulk)
 
     def _unregister(self, session: Any) -> None:
         registry = self._registry
@@ -382,14 +408,16 @@ class _Scope:
         elif registry.registry.get(self._key) is session:
             del registry.registry[self._key]
 
-    def adopt(self, session: Any, registry: MutableMapping[Any, Any]) -> None:
-        """Close *session* with this block, which it is in *registry* for."""
-        self._adopted = (*self._adopted, (session, registry))
+    def adopt(self, registry: MutableMapping[Any, Any]) -> None:
+        """Close with this block the session that *registry* has for it."""
+        if not any(registry is adopted for adopted in self._adopted):
+            self._adopted = (*self._adopted, registry)
 
     def _released(self) -> Iterator[Any]:
         """Give the sessions to close with this block; registries forget them."""
-        for session, registry in self._adopted:
-            if registry.pop(self, None) is session:
+        for registry in self._adopted:
+            session = registry.pop(self, None)
+            if session is not None:
                 yield session
 
     def outside(self) -> _Outside:
@@ -506,11 +534,12 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
     ) -> None:
         try:
             if self._transaction is not None:
-                attempt(
-                    lambda: self._transaction.__exit__(kind, error, traceback),
-                    "rolling back a savepoint of",
-                    error,
-                )
+                with self._patient():
+                    attempt(
+                        lambda: self._transaction.__exit__(kind, error, traceback),
+                        "rolling back a savepoint of",
+                        error,
+                    )
             if (how := self._leave(error)) != "leave":
                 finish(self.session, how, error, self.expire)
         except SQLAlchemyError as failed:
@@ -568,16 +597,18 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
     ) -> None:
         try:
             if self._transaction is not None:
-                ended = self._transaction.__aexit__(kind, error, traceback)
-                await shielded(
-                    greenlet_spawn(
-                        attempt,
-                        lambda: await_only(ended),
-                        "rolling back a savepoint of",
+                with self._patient():
+                    await shielded(
+                        lambda: greenlet_spawn(
+                            attempt,
+                            lambda: await_only(
+                                self._transaction.__aexit__(kind, error, traceback)
+                            ),
+                            "rolling back a savepoint of",
+                            error,
+                        ),
                         error,
-                    ),
-                    error,
-                )
+                    )
             if (how := self._leave(error)) != "leave":
                 await self._finish(how, error)
         except SQLAlchemyError as failed:
@@ -585,29 +616,42 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             raise
         finally:
             for adopted in self._released():
-                closing = greenlet_spawn(attempt, _closer(adopted), "closing", error)
-                await shielded(closing, error)
+                close = _closer(adopted)
+                await shielded(
+                    partial(greenlet_spawn, attempt, close, "closing", error), error
+                )
             self._close()
         if error is not None:
             translate(error)
 
     async def _finish(self, how: Ending, error: BaseException | None) -> None:
-        if how == "discard" and not self.session.in_transaction():
+        core = self.session.sync_session
+        if (
+            how == "discard"
+            and not core.in_transaction()
+            and not getattr(core, "_callbacks", None)
+        ):
             # Nothing to wait for, so nothing to shield.
-            await self.session.close()
-            if not self.session.in_transaction():
-                retire(self.session.sync_session)
-                return
+            core.close()
+            retire(core)
+            return
         session = Waiting(self.session)
         if how == "commit":
             try:
                 # Apart from the commit: it may be cancelled, and nothing is kept.
                 await self.session.flush()
             except BaseException as failed:
-                undone = greenlet_spawn(finish, session, "rollback", failed, None)
-                await shielded(undone, failed)
+                cause = failed
+                await shielded(
+                    lambda: greenlet_spawn(finish, session, "rollback", cause, None),
+                    cause,
+                )
                 raise
-        await shielded(greenlet_spawn(finish, session, how, error, self.expire), error)
+        await shielded(
+            lambda: greenlet_spawn(finish, session, how, error, self.expire),
+            error,
+            again=lambda: greenlet_spawn(finish, session, "rollback", error, None),
+        )
 
 
 def current_session() -> Session:
@@ -708,9 +752,10 @@ class using:  # noqa: N801  # used like a function
     Raises:
         RoutingError: The manager has no such database. Without a manager, the
             session that is used says so.
+        SessionError: The block was entered before.
     """
 
-    __slots__ = ("_has_ended", "_previous", "alias", "manager")
+    __slots__ = ("_has_ended", "_is_entered", "_previous", "alias", "manager")
 
     def __init__(self, alias: str, *, manager: DatabaseManager | None = None) -> None:
         if not isinstance(alias, str):
@@ -721,7 +766,7 @@ class using:  # noqa: N801  # used like a function
         self.alias = alias
         self.manager = manager
         self._previous: Any = None
-        self._has_ended = False
+        self._is_entered = self._has_ended = False
 
     def alias_for(self, manager: object) -> str | None:
         """Give the alias for sessions of *manager*; ``None``: it says nothing."""
@@ -730,6 +775,12 @@ class using:  # noqa: N801  # used like a function
         return None if self._previous is None else self._previous.alias_for(manager)
 
     def __enter__(self) -> Self:
+        if self._is_entered:
+            raise SessionError(
+                f"this block of using({self.alias!r}) was entered before; each needs a "
+                f"using() of its own"
+            )
+        self._is_entered = True
         self._previous = USING.get()
         USING.set(self)
         return self

@@ -43,7 +43,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if session is None:
             session = self.registry[scope] = self.createfunc()
             if hasattr(scope, "adopt"):
-                scope.adopt(session, self.registry)
+                scope.adopt(self.registry)
         return session
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from asyncio import _get_running_loop, current_task
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from operator import attrgetter
+from os import getpid
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ref
@@ -18,12 +21,12 @@ from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction, close_all_
 from sqlalchemy.orm import Session as _Session
 
 from .bulk import SessionBulk
-from .callbacks import Callback, Callbacks, When
+from .callbacks import Callback, Callbacks, When, is_inside
 from .callers import Line, caller
-from .context import USING
+from .context import READING, USING
 from .errors import RoutingError, SessionError
-from .guard import ENDED, Guard, OnConcurrent, User
-from .reading import begin_reading, read_only
+from .guard import Guard, OnConcurrent, User
+from .reading import begin_reading, end_reading
 from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect
 from .sqlite import begin_late
 from .watching import Watch
@@ -56,31 +59,32 @@ class Session(_Session):
     """
 
     # On the class until they differ: most sessions are made for a statement or two.
+    _guard: Guard
     _on_concurrent: OnConcurrent = "raise"
     _proxy: ref[AsyncSession] | None = None
-    _guard: Guard
-    _callbacks: Callbacks | None = None
-    _watches: tuple[Watch, ...] = ()
-    _half_done: tuple[BaseException, SessionTransaction | None] | None = None
-    # Whether the transaction has written, and the engine it uses for each mapper.
-    _written = False
-    _pins: dict[Any, Any] | None = None
-    # Whether the outermost transaction was committed; until its end.
-    _committed = False
-    # Blocks with role="read" around the code that runs; whether one made the session.
-    _readers = 0
-    _is_read_only = False
-    # A block with role="write" made the session.
-    _always_writes = False
-    # The connections of the transaction.
-    _connected: tuple[Connection, ...] = ()
-    # When and where the transaction has begun, and what was last executed.
-    _begun: tuple[float, Line] | None = None
-    _last: Any = None
+    # The block that made the session, and the role it was opened for.
+    _seance_scope: Any = None
+    _role: Role | None = None
     # Set while a block ends: whoever uses the session still is waited for.
     _is_patient = False
-    # The block that made the session.
-    _seance_scope: Any = None
+    _callbacks: Callbacks | None = None
+    _watches: tuple[Watch, ...] = ()
+
+    # Of the outermost transaction, until its end: whether it has written; the engine
+    # it uses for each mapper; its connections; when, where and in which process it
+    # has begun; the joined blocks that wrote and failed, and in which transaction;
+    # whether it was committed.
+    _written = False
+    _pins: dict[Any, Any] | None = None
+    _connected: tuple[Connection, ...] = ()
+    _begun: tuple[float, Line, int] | None = None
+    _half_done: tuple[tuple[BaseException, SessionTransaction | None], ...] = ()
+    _committed = False
+
+    # A connection that was handed in: others use it, too.
+    _given: Connection | None = None
+    # What was executed last.
+    _last: Any = None
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Session(_Session):
         **kwargs: Any,
     ) -> None:
         super().__init__(bind, *args, **kwargs)
-        self._guard = Guard(is_async=proxy is not None)
+        self._guard = Guard()
         self.routing = routing
         if proxy is not None:
             # Weak: a cycle would leave an abandoned async session to the collector.
@@ -105,8 +109,11 @@ class Session(_Session):
             self._on_concurrent = on_concurrent
 
     def __del__(self) -> None:
-        if self._begun is not None:
-            _, line = self._begun
+        if self._begun is None:
+            return
+        _, line, process = self._begun
+        # In a forked child it is the parent's, who may be using it.
+        if process == getpid():
             warnings.warn(
                 f"a session was dropped inside of a transaction that began at {line}; "
                 f"close it, or use it in a block: with session_manager()",
@@ -144,29 +151,13 @@ class Session(_Session):
         goes where writing goes.
 
         Raises:
-            RoutingError: No engine, or an unknown one; or *clause* writes in a
-                block with ``role="read"``.
+            RoutingError: No engine, or an unknown one.
         """
-        if self._flushing:
-            if not self._written:
-                self._written = True
-                self._pins = None
-        elif clause is not None:
-            self._last = clause
-            # Looking at a statement takes longer than all the rest, so not in vain.
-            if (
-                (
-                    self.routing is not None
-                    and self.routing.routers
-                    and not self._written
-                )
-                or self._readers
-                or self._watches
-            ) and (does := effect(clause)) != "reads":
-                self._note_write(clause, does)
         if bind is None:
             bind = self._find(mapper, clause)[0]
-        return read_only(bind) if self._is_read_only else bind
+        if isinstance(bind, Connection):
+            self._given = bind
+        return bind
 
     def _find(self, mapper: Any, clause: Any) -> _Found:
         """Give the engine, and which rule chose it."""
@@ -211,7 +202,7 @@ class Session(_Session):
     def _routed(self, mapper: Any, clause: Any) -> _Found:
         routing = self.routing
         assert routing is not None
-        role: Role = "write" if self._written or self._always_writes else "read"
+        role: Role = "write" if self._goes_to_writer(clause) else "read"
         async_mode = self._proxy is not None
         in_transaction = self._transaction is not None
         # A class, if somebody asks who is not a statement.
@@ -254,14 +245,9 @@ class Session(_Session):
         arguments = dict(bind_arguments or {})
         mapper = arguments.get("mapper", mapper)
         clause = arguments.get("clause", clause)
-        writes = (
-            self._written
-            or self._always_writes
-            or (clause is not None and effect(clause) != "reads")
-        )
-        before = self._written, self._pins
-        self._written = writes
-        self._pins = None if writes and not before[0] else dict(self._pins or {})
+        writes = self._goes_to_writer(clause)
+        pins = self._pins
+        self._pins = None if writes and not self._written else dict(pins or {})
         try:
             found: _Found
             if arguments.get("bind") is not None:
@@ -272,67 +258,134 @@ class Session(_Session):
             else:
                 found = self._find(mapper, clause)
         finally:
-            self._written, self._pins = before
+            self._pins = pins
         engine, rule, why = found
         role: Role = "write" if writes else "read"
         alias = None if self.routing is None else self.routing.alias_of(engine)
         return Choice(engine, alias, role, rule, why)
 
-    def _note_write(self, clause: Any, does: str) -> None:
-        if self._readers:
-            if does == "writes":
-                raise RoutingError(
-                    f"a block with role='read' refuses {type(clause).__name__}: "
-                    f"{_excerpt(clause)}; open the block with role='write'"
-                )
+    # What was written
+
+    def _goes_to_writer(self, clause: Any) -> bool:
+        """Whether *clause*, or what it is part of, goes where writing goes."""
+        return (
+            self._written
+            or self._flushing
+            or self._role == "write"
+            # What is being executed was looked at.
+            or (clause is not None and clause is not self._last and _may_write(clause))
+        )
+
+    def _look_at(self, statement: Any) -> None:
+        """
+        Take note of *statement*, which is about to be executed.
+
+        Raises:
+            RoutingError: It writes, in a block with ``role="read"``.
+        """
+        self._last = statement
+        # Looking takes longer than all the rest, so not in vain.
+        if self._written and not (self._watches or READING.get()):
             return
+        does = effect(statement)
+        if does == "reads":
+            return
+        if does == "writes" and self._only_reads():
+            raise RoutingError(
+                f"a block with role='read' refuses {type(statement).__name__}: "
+                f"{_excerpt(statement)}; open the block with role='write'"
+            )
+        self._note_write()
+
+    def _note_write(self) -> None:
+        """From here on the transaction reads where it writes."""
         if not self._written:
             self._written = True
             self._pins = None
         for watch in self._watches:
-            watch.has_written = True
+            watch.has_written = watch.has_written or not watch.reads
+
+    def _only_reads(self) -> bool:
+        """Whether the code that runs is in a block with ``role="read"`` of this."""
+        return self._role == "read" or any(
+            reader.core is self and not reader.has_ended for reader in READING.get()
+        )
+
+    def _written_by_readers(self) -> str:
+        """Say what a block that only reads would flush; nothing that is not its own."""
+        if self._role != "read" and not any(watch.look() for watch in self._watches):
+            return ""
+        changed = [
+            *self.new,
+            *self.deleted,
+            *(instance for instance in self.dirty if self.is_modified(instance)),
+        ]
+        return ", ".join(sorted({type(instance).__name__ for instance in changed}))
+
+    def _settle(self) -> None:
+        """The outermost transaction has ended."""
+        committed = self._committed
+        self._written = self._committed = False
+        self._pins = self._begun = None
+        self._connected = ()
+        self._half_done = ()
+        for watch in self._watches:
+            watch.forget()
+        if self._callbacks is not None:
+            self._callbacks.settle(committed=committed)
+
+    def _is_half_done(self, error: BaseException) -> None:
+        """Refuse to commit, unless what contains the failed work is rolled back."""
+        transaction = self.get_nested_transaction() or self.get_transaction()
+        self._half_done = (*self._half_done, (error, transaction))
 
     # One user at a time
 
-    def _take_turn(self, guard: Guard, me: User, doing: str) -> bool:
-        """Wait for the turn, or refuse; ``False``: go on without it."""
-        if guard.user is ENDED:
-            # The block that made this session has ended, and keeps the turn. One
-            # that has joined it ends what it begins.
-            if doing in _ENDING or self._watches:
-                return False
+    def _take_turn(self, guard: Guard, me: User, doing: str) -> None:
+        """Wait for the turn, or refuse."""
+        if not self._is_patient and self._on_concurrent != "serialize":
+            raise guard.refusal(me, doing)
+        guard.wait(me)
+        if guard.has_ended:
+            self._refuse_after_the_end(doing)
+
+    def _refuse_after_the_end(self, doing: str) -> None:
+        # Ending is allowed always, and a block that has joined ends what it begins.
+        if doing not in _ENDING and not self._watches:
             raise SessionError(
                 f"{doing}() on a session whose block has ended "
                 f"({self._seance_scope.line}); nobody would end what it begins: open "
                 f"a block of its own, with new=True, gather() or in the task that "
                 f"needs one"
             )
-        if not self._is_patient and self._on_concurrent != "serialize":
-            raise guard.refusal(me, doing)
-        guard.wait(me)
-        return True
 
-    def _give_turn(self, guard: Guard, error: BaseException) -> None:
-        guard.user = None
-        guard.give()
-        self._after_turn(guard, error)
-
-    def _after_turn(self, guard: Guard, error: BaseException | None) -> None:
-        if guard.waiting:
+    def _give_turn(self, guard: Guard, doing: str, error: BaseException | None) -> None:
+        del guard.turn["user"]
+        if guard.is_waited_for:
             guard.wake()
-        if self._callbacks is not None:
-            self._run_callbacks(self._callbacks, error)
+        callbacks = self._callbacks
+        if callbacks is None:
+            return
+        if callbacks and self._transaction is None and doing in _ENDING:
+            # Registered before any transaction, and left without one.
+            callbacks.settle(committed=False)
+        self._run_callbacks(callbacks, error)
 
     def _retire(self) -> None:
-        """Keep the turn: whatever would begin something is refused from now on."""
+        """Refuse from now on whatever would begin something."""
         guard = self._guard
-        if guard.user is ENDED:
-            return
-        if not guard.take(False):
-            # Somebody came in after it was closed.
-            guard.wait(guard.who())
-            super().close()
-        guard.user = ENDED
+        guard.has_ended = True
+        # By whoever came in, or a callback, after it was closed.
+        while self._transaction is not None:
+            self._is_patient = True
+            self._close_now()
+        while guard.is_waited_for:
+            guard.wake()
+
+    def _revive(self) -> None:
+        """The factory gives the session to another block."""
+        self._guard.has_ended = self._is_patient = False
+        self._role = None
 
     def __exit__(
         self,
@@ -360,9 +413,9 @@ class Session(_Session):
         """As in SQLAlchemy."""
         # Every query asks for one.
         if self._flushing or not self._is_clean():
-            self._flush_some(objects)
+            self._flush_now(objects)
 
-    def _flush_some(self, objects: Any) -> None:
+    def _flush_now(self, objects: Any) -> None:
         super().flush(objects)
 
     def close(self) -> None:
@@ -374,10 +427,10 @@ class Session(_Session):
             or self._callbacks is not None
             or self._close_state is not _CLOSE_RESETS
         ):
-            self._close()
+            self._close_now()
         # Otherwise there is nothing to close.
 
-    def _close(self) -> None:
+    def _close_now(self) -> None:
         super().close()
 
     def commit(self, *, expire: bool | None = None) -> None:
@@ -406,29 +459,23 @@ class Session(_Session):
         """
         Give the connection of this transaction; as in SQLAlchemy.
 
-        It may be used to write, so it is one to where writing goes.
+        It may be used to write, so it is one to where writing goes, but in a block
+        with ``role="read"``.
         """
-        if not (self._readers or self._written):
-            self._written = True
-            self._pins = None
-        return super().connection(bind_arguments, execution_options)
+        if not self._only_reads():
+            self._note_write()
+        arguments = dict(bind_arguments or {})
+        if execution_options and "engine" in execution_options:
+            arguments = self._with_engine(arguments, execution_options["engine"])
+        if isinstance(arguments.get("bind"), Connection):
+            self._given = arguments["bind"]
+        return super().connection(arguments, execution_options)
 
     def _with_engine(self, bind_arguments: Any, alias: str) -> dict[str, Any]:
         arguments = dict(bind_arguments or {})
         if arguments.get("bind") is None:
             arguments["bind"], *_ = self._named(alias, "execution option", "the call's")
         return arguments
-
-    def _written_by_readers(self) -> str:
-        """Say what a block that only reads would flush; nothing that is not its own."""
-        if not self._is_read_only and not any(watch.look() for watch in self._watches):
-            return ""
-        changed = [
-            *self.new,
-            *self.deleted,
-            *(instance for instance in self.dirty if self.is_modified(instance)),
-        ]
-        return ", ".join(sorted({type(instance).__name__ for instance in changed}))
 
     # What runs afterwards
 
@@ -467,14 +514,10 @@ class Session(_Session):
         )
 
     def _run_callbacks(self, callbacks: Callbacks, error: BaseException | None) -> None:
-        if callbacks and self._transaction is None:
-            # Registered before any transaction, and left without one.
-            callbacks.settle(committed=False)
-        if not callbacks.due:
-            return
-        scope = self._seance_scope
-        with scope.outside() if scope is not None else _nowhere:
-            callbacks.run(error, async_mode=self.async_mode)
+        if callbacks.due:
+            scope = self._seance_scope
+            with scope.outside() if scope is not None else _nowhere:
+                callbacks.run(error, async_mode=self.async_mode)
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
         """Give a new bulk on this session, to be entered with ``with``."""
@@ -496,76 +539,100 @@ _nowhere = nullcontext()
 _CLOSE_RESETS = _Session()._close_state
 
 
-def _one_at_a_time(method: M, *, takes_engine: bool = False) -> M:
+def _one_at_a_time(
+    method: M, doing: str = "", *, executes: bool = False, has_option: bool = False
+) -> M:
     """
     Give *method* to one user at a time, and run afterwards what it made due.
 
     Args:
-        takes_engine: It has an execution option ``engine`` to see to.
+        doing: Its name in messages.
+        executes: It takes a statement, which is looked at before.
+        has_option: It has an execution option ``engine`` to see to.
     """
-    doing = method.__name__.removeprefix("_").removesuffix("_some")
+    doing = doing or method.__name__
 
     @wraps(method)
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if takes_engine and kwargs and (options := kwargs.get("execution_options")):
+        if has_option and kwargs and (options := kwargs.get("execution_options")):
             alias = options.get("engine")
             if alias is not None:
-                kwargs["bind_arguments"] = self._with_engine(
-                    kwargs.get("bind_arguments"), alias
-                )
+                given = kwargs.get("bind_arguments")
+                kwargs["bind_arguments"] = self._with_engine(given, alias)
+        loop = _get_running_loop()
+        # As running(), in line.
+        me = get_ident() if loop is None else current_task(loop) or loop
         guard = self._guard
-        me = guard.who()
-        if guard.user == me or not (
-            guard.take(False) or self._take_turn(guard, me, doing)
-        ):
+        turn = guard.turn
+        if turn.get("user") == me:
+            if executes:
+                self._look_at(args[0] if args else kwargs["statement"])
             return method(self, *args, **kwargs)
-        guard.user = me
         try:
+            if guard.has_ended:
+                self._refuse_after_the_end(doing)
+            if turn.setdefault("user", me) != me:
+                self._take_turn(guard, me, doing)
+            if executes:
+                self._look_at(args[0] if args else kwargs["statement"])
             result = method(self, *args, **kwargs)
         except BaseException as error:
-            self._give_turn(guard, error)
+            if turn.get("user") == me:
+                self._give_turn(guard, doing, error)
             raise
-        guard.user = None
-        guard.give()
-        if guard.waiting or self._callbacks is not None:
-            self._after_turn(guard, None)
+        if self._callbacks is None and not guard.is_waited_for:
+            del turn["user"]
+        else:
+            self._give_turn(guard, doing, None)
         return result
 
     return cast(M, call)
 
 
-def _guard_methods(names: Iterable[str], *, takes_engine: bool = False) -> None:
-    for name in names:
-        # Some are new in SQLAlchemy 2.1.
-        if (method := getattr(Session, name, None)) is not None:
-            guarded = _one_at_a_time(method, takes_engine=takes_engine)
-            setattr(Session, name, guarded)
+def _flushes_by_itself(method: M) -> M:
+    """Give *method*, which writes and sends no event of it, the rules of a flush."""
+
+    @wraps(method)
+    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
+        if self._only_reads():
+            raise RoutingError(
+                f"a block with role='read' refuses {method.__name__}(); open the block "
+                f"with role='write'"
+            )
+        self._note_write()
+        return method(self, *args, **kwargs)
+
+    return cast(M, call)
 
 
-_guard_methods(
-    ("execute", "scalar", "scalars", "get", "get_one", "connection"), takes_engine=True
-)
-_guard_methods(
-    [
-        "begin",
-        "begin_nested",
-        "prepare",
-        "commit",
-        "rollback",
-        "_close",
-        "reset",
-        "invalidate",
-        "_flush_some",
-        "refresh",
-        "delete",
-        "delete_all",
-        "merge",
-        "merge_all",
-        "bulk_save_objects",
-        "bulk_insert_mappings",
-        "bulk_update_mappings",
-    ]
-)
+for _name in ("execute", "scalar", "scalars"):
+    _method = _one_at_a_time(getattr(_Session, _name), executes=True, has_option=True)
+    setattr(Session, _name, _method)
+for _name in ("get", "get_one"):
+    setattr(Session, _name, _one_at_a_time(getattr(_Session, _name), has_option=True))
+for _name in (
+    "begin",
+    "begin_nested",
+    "commit",
+    "connection",
+    "delete",
+    "delete_all",
+    "invalidate",
+    "merge",
+    "merge_all",
+    "prepare",
+    "refresh",
+    "reset",
+    "rollback",
+):
+    # Some are new in SQLAlchemy 2.1.
+    if hasattr(Session, _name):
+        setattr(Session, _name, _one_at_a_time(getattr(Session, _name)))
+for _name in ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings"):
+    _method = _flushes_by_itself(getattr(_Session, _name))
+    setattr(Session, _name, _one_at_a_time(_method))
+Session._close_now = _one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
+Session._flush_now = _one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
 
 
 class _Transaction(SessionTransaction):
@@ -575,13 +642,28 @@ class _Transaction(SessionTransaction):
     A block of ``session.begin()`` ends it without asking the session.
     """
 
+    def close(self, invalidate: bool = False) -> None:
+        """Give the connections back, and settle what waits for the end."""
+        session: Any = self.session
+        if session is None or self.parent is not None:
+            super().close(invalidate)
+            return
+        try:
+            for connection in session._connected:
+                end_reading(connection)
+        finally:
+            try:
+                super().close(invalidate)
+            finally:
+                # Not in an event: there is none if a connection cannot be given back.
+                session._settle()
+
 
 def _as_its_session(method: M) -> M:
     def of_session(session: Session, *args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
 
-    of_session.__name__ = method.__name__
-    guarded = _one_at_a_time(of_session)
+    guarded = _one_at_a_time(of_session, method.__name__)
 
     @wraps(method)
     def call(self: _Transaction, *args: Any, **kwargs: Any) -> Any:
@@ -595,7 +677,7 @@ def _as_its_session(method: M) -> M:
 
 
 for _name in ("commit", "rollback", "close", "prepare"):
-    setattr(_Transaction, _name, _as_its_session(getattr(SessionTransaction, _name)))
+    setattr(_Transaction, _name, _as_its_session(getattr(_Transaction, _name)))
 
 
 # Public since SQLAlchemy 2.1.
@@ -622,6 +704,10 @@ def _target(statement_or_entity: Any) -> tuple[Any, Any]:
     return statement_or_entity, None if plugin is None else plugin.mapper
 
 
+def _may_write(clause: Any) -> bool:
+    return effect(clause) != "reads"
+
+
 def _excerpt(clause: Any) -> str:
     text = " ".join(str(clause).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -638,31 +724,36 @@ def _begins(
     session: Session, transaction: SessionTransaction, connection: Connection
 ) -> None:
     if session._begun is None:
-        session._begun = time.monotonic(), caller()
+        session._begun = time.monotonic(), caller(), getpid()
     if transaction.nested:
         return
     session._connected = (*session._connected, connection)
     if connection.dialect.name == "sqlite" and session.in_nested_transaction():
         begin_late(connection)
-    if session._is_read_only:
+    if session._role == "read" and connection is not session._given:
         begin_reading(connection)
 
 
 @event.listens_for(Session, "before_flush")
 def _flushes(session: Session, context: Any, instances: Any) -> None:
-    if session._readers and (written := session._written_by_readers()):
-        raise RoutingError(
-            f"a block with role='read' refuses to flush {written}; open the block "
-            f"with role='write'"
-        )
+    if session._only_reads():
+        if written := session._written_by_readers():
+            raise RoutingError(
+                f"a block with role='read' refuses to flush {written}; open the block "
+                f"with role='write'"
+            )
+    elif not session._written:
+        session._written = True
+        session._pins = None
+    # What waited to be written before a block has joined is not its own.
     for watch in session._watches:
         watch.look()
 
 
 @event.listens_for(Session, "before_commit")
 def _refuse_half_done(session: Session) -> None:
-    if session._half_done is not None and session.get_nested_transaction() is None:
-        cause, _ = session._half_done
+    if session._half_done and session.get_nested_transaction() is None:
+        cause, _ = session._half_done[0]
         raise SessionError(
             "a joined block wrote and then failed "
             f"({type(cause).__name__}: {cause}), and its error was swallowed; "
@@ -681,26 +772,9 @@ def _commits(session: Session) -> None:
 def _rolled_back(session: Session, previous: SessionTransaction) -> None:
     if session._callbacks and previous.nested:
         session._callbacks.drop(previous)
-    if session._half_done is None:
-        return
-    _, transaction = session._half_done
-    while transaction is not None:
-        if transaction is previous:
-            session._half_done = None
-            return
-        transaction = transaction.parent
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is not None:
-        return
-    session._written = False
-    session._half_done = None
-    session._begun = session._pins = None
-    session._connected = ()
-    for watch in session._watches:
-        watch.forget()
-    if session._callbacks is not None:
-        session._callbacks.settle(committed=session._committed)
-    session._committed = False
+    if session._half_done:
+        session._half_done = tuple(
+            (error, transaction)
+            for error, transaction in session._half_done
+            if not is_inside(transaction, previous)
+        )

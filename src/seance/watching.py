@@ -18,12 +18,17 @@ class Watch:
 
     What waited to be written before it began is not its own, though a query of
     the block may flush it.
+
+    Args:
+        reads: The block only reads. What it executes is refused or harmless, so it is
+            changes that count.
     """
 
-    __slots__ = ("_waited", "has_written", "session")
+    __slots__ = ("_waited", "has_written", "reads", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, reads: bool = False) -> None:
         self.session = session
+        self.reads = reads
         self.has_written = False
         self._waited = _waiting(session)
         watches = session._watches
@@ -31,17 +36,34 @@ class Watch:
 
     def look(self) -> bool:
         """Take in what waits to be written now; say whether any is the block's."""
-        if not self.has_written and (waiting := _waiting(self.session)):
-            self.has_written = any(
-                key not in self._waited or _differ(values, self._waited[key])
-                for key, values in waiting.items()
-            )
+        if self.reads:
+            # Flushed it cannot have been, and it may be taken back.
+            return self._differs()
+        if not self.has_written:
+            self.has_written = self._differs()
         return self.has_written
+
+    def _differs(self) -> bool:
+        waiting = _waiting(self.session)
+        return bool(waiting) and any(
+            key not in self._waited or _differ(values, self._waited[key])
+            for key, values in waiting.items()
+        )
 
     def forget(self) -> None:
         """The transaction has ended, and what was written with it."""
         self.has_written = False
         self._waited = _NOTHING
+
+    def drop(self) -> None:
+        """Watch no more."""
+        session = self.session
+        if session._watches == (self,):
+            session._watches = ()
+        else:
+            session._watches = tuple(
+                watch for watch in session._watches if watch is not self
+            )
 
     def end(self, error: BaseException | None) -> bool:
         """
@@ -51,15 +73,10 @@ class Watch:
         """
         session = self.session
         has_written = self.look()
-        if session._watches == (self,):
-            session._watches = ()
-        else:
-            session._watches = tuple(
-                watch for watch in session._watches if watch is not self
-            )
-        if error is not None and has_written:
-            transaction = session.get_nested_transaction() or session.get_transaction()
-            session._half_done = error, transaction
+        self.drop()
+        # A generator that nobody asks for more has not failed.
+        if error is not None and has_written and not isinstance(error, GeneratorExit):
+            session._is_half_done(error)
         return has_written
 
 

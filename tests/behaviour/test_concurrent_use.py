@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -214,6 +215,20 @@ class TestTasks:
             await asyncio.sleep(0)
         assert [0] == await asyncio.gather(*tasks)
 
+    async def test_used_while_it_ends(self, db: Database) -> None:
+        """One who comes in between the end and the last word is waited for."""
+        tasks: list[asyncio.Task[int]] = []
+        async with async_session_manager() as session:
+            await count(session)
+
+            async def come_in() -> None:
+                # Begins when the block has rolled back, before it is of no use.
+                tasks.append(asyncio.create_task(count(session)))
+                await asyncio.sleep(0)
+
+            session.on_rollback(come_in)
+        await asyncio.wait(tasks)
+
     async def test_used_afterwards(self, db: Database) -> None:
         """After its block a session begins nothing: nobody would end it."""
         async with async_session_manager() as session:
@@ -225,6 +240,43 @@ class TestTasks:
             await session.commit()
         await session.rollback()
         await session.close()
+
+    async def test_savepoint_left_while_in_use(self, db: Database) -> None:
+        """A savepoint is undone, though a task is inside of the session."""
+        tasks = []
+        async with async_session_manager(auto_commit=True) as session:
+            session.add(Thing(name="a"))
+            await session.flush()
+            with pytest.raises(ValueError, match="oh"):
+                async with async_session_manager(savepoint=True):
+                    session.add(Thing(name="b"))
+                    await session.flush()
+                    tasks.append(asyncio.create_task(count(session)))
+                    await asyncio.sleep(0)
+                    raise ValueError("oh")
+            await asyncio.wait(tasks)
+        async with db.async_session() as session:
+            assert 1 == await count(session)
+
+    async def test_waiting_for_the_end(self, db: Database) -> None:
+        """One who waits behind the end of a block is told, not left waiting."""
+        tasks = []
+        async with async_session_manager() as session:
+            await count(session)
+            tasks.append(asyncio.create_task(count(session)))
+            await asyncio.sleep(0)
+
+            async def come_late() -> None:
+                # The block waits for the first by now.
+                await asyncio.sleep(0)
+                await count(session)
+
+            tasks.append(asyncio.create_task(come_late()))
+        await asyncio.wait(tasks, timeout=30)
+
+        assert all(task.done() for task in tasks)
+        assert 0 == tasks[0].result()
+        assert isinstance(tasks[1].exception(), SessionError)
 
 
 @pytest.mark.anyio
@@ -264,6 +316,31 @@ class TestSerialize:
                 SessionError, match="'raise' or 'serialize', not 'wait'"
             ):
                 make(*[async_url] * (make is Database), on_concurrent="wait")
+
+
+def test_everything_cancelled(pools: Pools, tmp_path: Path) -> None:
+    """Who cancels all tasks there are, as a loop does that ends, leaks nothing."""
+
+    async def work() -> None:
+        async with async_session_manager(auto_commit=True) as session:
+            session.add(Thing(name="a"))
+            await session.flush()
+            asyncio.get_running_loop().call_soon(cancel_all)
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks() - kept:
+            task.cancel()
+
+    async def main() -> None:
+        kept.add(asyncio.current_task())
+        async with Database(f"sqlite:///{tmp_path}/cancelled.db") as db:
+            await db.acreate_all(Base.metadata)
+            await asyncio.wait([asyncio.create_task(work())])
+            assert [] == pools.out
+            assert [] == db.report()
+
+    kept: set[Any] = set()
+    asyncio.run(main())
 
 
 class TestThreads:
@@ -353,6 +430,33 @@ class TestThreads:
                     assert 1 == await first
 
         asyncio.run(run())
+
+    def test_interrupted(self, sync_db: Database) -> None:
+        """Wherever an interrupt comes, the turn is given back."""
+
+        class Interrupted(dict[str, Any]):
+            def setdefault(self, key: str, default: Any = None) -> Any:
+                super().setdefault(key, default)
+                raise KeyboardInterrupt
+
+        with sync_db.session() as session:
+            turn, session._guard.turn = session._guard.turn, Interrupted()
+            with pytest.raises(KeyboardInterrupt):
+                session.execute(text("SELECT 1"))
+            assert {} == session._guard.turn
+            session._guard.turn = turn
+
+    def test_ended_from_inside(self, sync_db: Database) -> None:
+        """A block may be left by what its own session calls."""
+        block = session_manager()
+        session = block.__enter__()
+        event.listen(session, "before_flush", lambda *_: block.__exit__(*[None] * 3))
+        session.add(Thing(name="a"))
+        with suppress(Exception):
+            # SQLAlchemy has no word for it.
+            session.flush()
+
+        assert not session.in_transaction()
 
 
 @pytest.mark.anyio

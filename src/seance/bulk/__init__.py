@@ -88,7 +88,9 @@ class Bulk:
         #: References that stand for values.
         self._named: list[Proxy] = []
         self._given: set[int] = set()
+        # What was current before each block that is open, and before the last left.
         self._previous: list[Any] = []
+        self._before: Any = None
         # Work that was there before this bulk is not for it to undo.
         self._began_inside = bool(session.in_transaction())
         self._savepoint: SessionTransaction | None = None
@@ -199,7 +201,16 @@ class Bulk:
         SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # always one of the two below
 
     def _leave(self) -> None:
-        restore(SESSION_BULK_CONTEXT, self, self._previous.pop())
+        before = self._before = self._previous.pop()
+        # Blocks of generators are left in any order.
+        while isinstance(before, Bulk) and not before.is_entered:
+            before = before._before
+        restore(SESSION_BULK_CONTEXT, self, before)
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether a block of this bulk is open."""
+        return bool(self._previous)
 
     def _resolve(
         self,
@@ -331,6 +342,9 @@ class Bulk:
         update_fields: Iterable[str] | None,
         on_duplicate: OnDuplicate,
     ) -> BulkReport:
+        # Before anything that would have to be undone.
+        _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
+        _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
         try:
             report = self._flush(session, on_conflict, update_fields, on_duplicate)
             session.commit()
@@ -350,8 +364,9 @@ class Bulk:
         # One that a failed flush has ended is not active, but the current one.
         if savepoint is not None and savepoint is session.get_nested_transaction():
             savepoint.rollback()
-        else:
+        elif savepoint is not None or not self._began_inside:
             session.rollback()
+        # Otherwise the bulk has sent nothing: what there is is its session's.
 
 
 class SessionBulk(Bulk):

@@ -9,7 +9,15 @@ import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import AsyncSession, Database, Ref, ResolutionError, Spec
+from seance import (
+    SESSION_BULK_CONTEXT,
+    AsyncSession,
+    Database,
+    Ref,
+    ResolutionError,
+    SessionError,
+    Spec,
+)
 from tests.fixtures.counting import count_statements
 from tests.fixtures.models import (
     Account,
@@ -372,3 +380,39 @@ class TestWatching:
         assert known is region.country
         assert "France" == known.name
         assert 1 == await count(session, Country)
+
+
+class TestOwnersWork:
+    """What was in the transaction before a bulk is not for the bulk to undo."""
+
+    async def test_rollback_of_nothing(self, session: AsyncSession) -> None:
+        """Without a flush there is nothing to undo."""
+        session.add(Tag(name="a"))
+        await session.flush()
+        async with session.bulk() as bulk:
+            bulk.add(Tag(name="b"))
+            await bulk.rollback()
+
+        assert 1 == len((await session.scalars(select(Tag))).all())
+
+    async def test_wrong_option(self, session: AsyncSession) -> None:
+        """A wrong word is refused before anything is touched."""
+        session.add(Tag(name="a"))
+        await session.flush()
+        async with session.bulk() as bulk:
+            bulk.add(Tag(name="b"))
+            with pytest.raises(SessionError, match="on_conflict"):
+                await bulk.commit(on_conflict="typo")  # type: ignore[arg-type]  # on purpose
+
+        assert 1 == len((await session.scalars(select(Tag))).all())
+
+    async def test_left_out_of_order(self, session: AsyncSession) -> None:
+        """Bulks that are left in another order leave none behind."""
+        first, second = session.bulk(), session.bulk()
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.__aexit__(None, None, None)
+        assert second is SESSION_BULK_CONTEXT.get()
+        await second.__aexit__(None, None, None)
+
+        assert SESSION_BULK_CONTEXT.get() is None

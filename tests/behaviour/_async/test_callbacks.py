@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
 from seance import (
     SESSION_CONTEXT,
@@ -363,3 +363,28 @@ class TestContext:
         await scoped.remove()
 
         assert ["commit"] == ran
+
+    async def test_nothing_sent_yet(self, db: Database, ran: Log) -> None:
+        """What begins no transaction ends none: they wait for the one to come."""
+        async with async_session_manager(auto_commit=True) as session:
+            one = Thing(name="a")
+            session.add(one)
+            await session.commit()
+            ran.both(session)
+            with pytest.raises(ArgumentError):
+                await session.execute("SELECT 1")  # type: ignore[call-overload]  # on purpose
+            assert [] == ran
+
+        assert ["commit"] == ran
+
+    async def test_using_the_session(self, db: Database) -> None:
+        """One that uses the session of a block that ends leaves nothing open."""
+        async with async_session_manager() as session:
+            await session.scalars(select(Thing))
+
+            async def again() -> None:
+                await session.scalars(select(Thing))
+
+            session.on_rollback(again)
+
+        assert not session.in_transaction()

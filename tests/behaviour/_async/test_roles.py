@@ -13,6 +13,7 @@ from seance import (
     Database,
     RoutingError,
     SessionError,
+    async_session_factory,
     async_session_manager,
 )
 from tests.fixtures.counting import count_statements
@@ -122,6 +123,38 @@ class TestRead:
                 bulk.add(Thing(name="a"), is_reference=True)
                 await bulk.resolve()
 
+    @pytest.mark.parametrize("method", ["bulk_insert_mappings", "bulk_update_mappings"])
+    async def test_mappings(self, db: Database, method: str) -> None:
+        """Methods that flush by themselves are refused as well."""
+        rows = [{"id": 1, "name": "b"}]
+        async with async_session_manager(role="read") as session:
+            core = getattr(session, "sync_session", session)
+            with pytest.raises(RoutingError, match=f"refuses {method}"):
+                getattr(core, method)(Thing, rows)
+
+    async def test_connection_of_somebody(self, db: Database) -> None:
+        """A connection that was handed in stays one that writes."""
+        engine = db.manager.async_engines["default"]
+        async with engine.connect() as connection:
+            factory = async_session_factory(
+                connection, join_transaction_mode="create_savepoint"
+            )
+            async with async_session_manager(using=factory, role="read") as session:
+                await session.scalars(select(Thing))
+                with pytest.raises(RoutingError):
+                    await session.execute(delete(Thing))
+            await connection.execute(insert(Thing).values(name="b"))
+            await connection.rollback()
+
+    async def test_whatever_chose_the_engine(self, db: Database) -> None:
+        """The database is asked on any way to a connection."""
+        engine = db.manager.async_engines["default"]
+        bind = getattr(engine, "sync_engine", engine)
+        async with async_session_manager(role="read") as session:
+            connection = await session.connection(bind_arguments={"bind": bind})
+            with pytest.raises(DBAPIError):
+                await connection.execute(insert(Thing).values(name="b"))
+
 
 class TestJoined:
     async def test_reading_inside(self, db: Database) -> None:
@@ -184,6 +217,16 @@ class TestJoined:
 
         async with async_session_manager() as session:
             assert 2 == await session.scalar(select(func.count()).select_from(Thing))
+
+    async def test_taken_back(self, db: Database) -> None:
+        """What was refused and taken back is no change."""
+        async with async_session_manager():
+            async with async_session_manager(role="read") as inner:
+                one = Thing(name="b")
+                inner.add(one)
+                with pytest.raises(RoutingError):
+                    await inner.flush()
+                inner.expunge(one)
 
 
 class TestArguments:

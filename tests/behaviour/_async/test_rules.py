@@ -12,6 +12,7 @@ from seance import (
     AsyncSession,
     Database,
     RoutingError,
+    SessionError,
     async_session_manager,
     using,
 )
@@ -164,6 +165,25 @@ class TestPinned:
             assert "a" == told(session, STATEMENT)[0]
             assert not session.in_transaction()
 
+    async def test_joined_write_block(self, db: Database, router: Router) -> None:
+        """A block that writes takes what it has joined along."""
+        router.answers |= {"read": "a", "write": "default"}
+        async with async_session_manager() as session:
+            await session.scalars(STATEMENT)
+            async with async_session_manager(role="write"):
+                assert "default" == told(session, STATEMENT)[0]
+                session.add(Thing(name="a"))
+                await session.flush()
+                assert {"a", "default"} == {*db.report()[0].engines}
+
+    async def test_asking(self, db: Database, router: Router) -> None:
+        """Asking get_bind() is no writing."""
+        router.answers |= {"read": "a", "write": "default"}
+        async with db.async_session() as session:
+            core = getattr(session, "sync_session", session)
+            core.get_bind(clause=delete(Thing))
+            assert "a" == told(session, STATEMENT)[0]
+
 
 class TestUsing:
     async def test_nested(self, db: Database) -> None:
@@ -215,6 +235,13 @@ class TestUsing:
         session = AsyncSession(engine(db, "a"))
         with using("a"), pytest.raises(RoutingError, match="has no DatabaseManager"):
             await session.scalars(STATEMENT)
+
+    async def test_twice(self, db: Database) -> None:
+        """A block is entered once."""
+        block = db.using("a")
+        with block, pytest.raises(SessionError, match="entered before"):
+            block.__enter__()
+        assert "default" == told(db.async_session(), STATEMENT)[0]
 
 
 class TestExplain:

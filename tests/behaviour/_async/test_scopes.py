@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from seance import (
@@ -1020,3 +1020,50 @@ class TestNesting:
         assert will_fail is failed
         assert sorted(kept) == await names(db)
         assert [] == pools.out
+
+
+class TestHalfDoneAgain:
+    """What was left half done in one place is not forgotten for another."""
+
+    async def test_another_in_a_savepoint(self, db: Database) -> None:
+        """A failure that a savepoint has undone does not hide one before it."""
+
+        async def fail() -> None:
+            async with async_session_manager() as session:
+                session.add(Thing(name="half"))
+                await session.flush()
+                raise ValueError("oh")
+
+        with pytest.raises(SessionError, match="half done"):
+            async with db.async_session_manager(auto_commit=True) as session:
+                with pytest.raises(ValueError, match="oh"):
+                    await fail()
+                await session.execute(delete(Thing))
+                with pytest.raises(ValueError, match="oh"):
+                    async with async_session_manager(savepoint=True):
+                        await fail()
+
+        assert [] == await names(db)
+
+    async def test_bare_connection(self, db: Database) -> None:
+        """What a joined block does with a connection may have been a write."""
+        with pytest.raises(SessionError, match="half done"):
+            async with db.async_session_manager(auto_commit=True):
+                with pytest.raises(ValueError, match="oh"):
+                    async with async_session_manager() as session:
+                        connection = await session.connection()
+                        await connection.execute(insert(Thing).values(name="half"))
+                        raise ValueError("oh")
+
+        assert [] == await names(db)
+
+
+class TestSharedSession:
+    async def test_again(self, db: Database) -> None:
+        """A factory may give one session to blocks that follow each other."""
+        shared = db.async_session()
+        for name in "ab":
+            async with async_session_manager(using=lambda: shared, auto_commit=True):
+                shared.add(Thing(name=name))
+
+        assert ["a", "b"] == await names(db)

@@ -10,7 +10,15 @@ import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import Database, Ref, ResolutionError, Session, Spec
+from seance import (
+    SESSION_BULK_CONTEXT,
+    Database,
+    Ref,
+    ResolutionError,
+    Session,
+    SessionError,
+    Spec,
+)
 from tests.fixtures.counting import count_statements
 from tests.fixtures.models import (
     Account,
@@ -365,3 +373,39 @@ class TestWatching:
         assert known is region.country
         assert "France" == known.name
         assert 1 == count(session, Country)
+
+
+class TestOwnersWork:
+    """What was in the transaction before a bulk is not for the bulk to undo."""
+
+    def test_rollback_of_nothing(self, session: Session) -> None:
+        """Without a flush there is nothing to undo."""
+        session.add(Tag(name="a"))
+        session.flush()
+        with session.bulk() as bulk:
+            bulk.add(Tag(name="b"))
+            bulk.rollback()
+
+        assert 1 == len((session.scalars(select(Tag))).all())
+
+    def test_wrong_option(self, session: Session) -> None:
+        """A wrong word is refused before anything is touched."""
+        session.add(Tag(name="a"))
+        session.flush()
+        with session.bulk() as bulk:
+            bulk.add(Tag(name="b"))
+            with pytest.raises(SessionError, match="on_conflict"):
+                bulk.commit(on_conflict="typo")  # type: ignore[arg-type]  # on purpose
+
+        assert 1 == len((session.scalars(select(Tag))).all())
+
+    def test_left_out_of_order(self, session: Session) -> None:
+        """Bulks that are left in another order leave none behind."""
+        first, second = session.bulk(), session.bulk()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert second is SESSION_BULK_CONTEXT.get()
+        second.__exit__(None, None, None)
+
+        assert SESSION_BULK_CONTEXT.get() is None

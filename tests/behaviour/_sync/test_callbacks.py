@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
 from seance import (
     SESSION_CONTEXT,
@@ -362,3 +362,28 @@ class TestContext:
         scoped.remove()
 
         assert ["commit"] == ran
+
+    def test_nothing_sent_yet(self, db: Database, ran: Log) -> None:
+        """What begins no transaction ends none: they wait for the one to come."""
+        with session_manager(auto_commit=True) as session:
+            one = Thing(name="a")
+            session.add(one)
+            session.commit()
+            ran.both(session)
+            with pytest.raises(ArgumentError):
+                session.execute("SELECT 1")  # type: ignore[call-overload]  # on purpose
+            assert [] == ran
+
+        assert ["commit"] == ran
+
+    def test_using_the_session(self, db: Database) -> None:
+        """One that uses the session of a block that ends leaves nothing open."""
+        with session_manager() as session:
+            session.scalars(select(Thing))
+
+            def again() -> None:
+                session.scalars(select(Thing))
+
+            session.on_rollback(again)
+
+        assert not session.in_transaction()

@@ -14,6 +14,7 @@ from seance import (
     Database,
     RoutingError,
     SessionError,
+    session_factory,
     session_manager,
 )
 from tests.fixtures.counting import count_statements
@@ -121,6 +122,38 @@ class TestRead:
                 bulk.add(Thing(name="a"), is_reference=True)
                 bulk.resolve()
 
+    @pytest.mark.parametrize("method", ["bulk_insert_mappings", "bulk_update_mappings"])
+    def test_mappings(self, db: Database, method: str) -> None:
+        """Methods that flush by themselves are refused as well."""
+        rows = [{"id": 1, "name": "b"}]
+        with session_manager(role="read") as session:
+            core = getattr(session, "sync_session", session)
+            with pytest.raises(RoutingError, match=f"refuses {method}"):
+                getattr(core, method)(Thing, rows)
+
+    def test_connection_of_somebody(self, db: Database) -> None:
+        """A connection that was handed in stays one that writes."""
+        engine = db.manager.engines["default"]
+        with engine.connect() as connection:
+            factory = session_factory(
+                connection, join_transaction_mode="create_savepoint"
+            )
+            with session_manager(using=factory, role="read") as session:
+                session.scalars(select(Thing))
+                with pytest.raises(RoutingError):
+                    session.execute(delete(Thing))
+            connection.execute(insert(Thing).values(name="b"))
+            connection.rollback()
+
+    def test_whatever_chose_the_engine(self, db: Database) -> None:
+        """The database is asked on any way to a connection."""
+        engine = db.manager.engines["default"]
+        bind = getattr(engine, "sync_engine", engine)
+        with session_manager(role="read") as session:
+            connection = session.connection(bind_arguments={"bind": bind})
+            with pytest.raises(DBAPIError):
+                connection.execute(insert(Thing).values(name="b"))
+
 
 class TestJoined:
     def test_reading_inside(self, db: Database) -> None:
@@ -183,6 +216,16 @@ class TestJoined:
 
         with session_manager() as session:
             assert 2 == session.scalar(select(func.count()).select_from(Thing))
+
+    def test_taken_back(self, db: Database) -> None:
+        """What was refused and taken back is no change."""
+        with session_manager():
+            with session_manager(role="read") as inner:
+                one = Thing(name="b")
+                inner.add(one)
+                with pytest.raises(RoutingError):
+                    inner.flush()
+                inner.expunge(one)
 
 
 class TestArguments:

@@ -13,6 +13,7 @@ from seance import (
     Database,
     RoutingError,
     Session,
+    SessionError,
     session_manager,
     using,
 )
@@ -161,6 +162,25 @@ class TestPinned:
             assert "a" == told(session, STATEMENT)[0]
             assert not session.in_transaction()
 
+    def test_joined_write_block(self, db: Database, router: Router) -> None:
+        """A block that writes takes what it has joined along."""
+        router.answers |= {"read": "a", "write": "default"}
+        with session_manager() as session:
+            session.scalars(STATEMENT)
+            with session_manager(role="write"):
+                assert "default" == told(session, STATEMENT)[0]
+                session.add(Thing(name="a"))
+                session.flush()
+                assert {"a", "default"} == {*db.report()[0].engines}
+
+    def test_asking(self, db: Database, router: Router) -> None:
+        """Asking get_bind() is no writing."""
+        router.answers |= {"read": "a", "write": "default"}
+        with db.session() as session:
+            core = getattr(session, "sync_session", session)
+            core.get_bind(clause=delete(Thing))
+            assert "a" == told(session, STATEMENT)[0]
+
 
 class TestUsing:
     def test_nested(self, db: Database) -> None:
@@ -210,6 +230,13 @@ class TestUsing:
         session = Session(engine(db, "a"))
         with using("a"), pytest.raises(RoutingError, match="has no DatabaseManager"):
             session.scalars(STATEMENT)
+
+    def test_twice(self, db: Database) -> None:
+        """A block is entered once."""
+        block = db.using("a")
+        with block, pytest.raises(SessionError, match="entered before"):
+            block.__enter__()
+        assert "default" == told(db.session(), STATEMENT)[0]
 
 
 class TestExplain:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from seance import (
@@ -1001,3 +1001,50 @@ class TestNesting:
         assert will_fail is failed
         assert sorted(kept) == names(db)
         assert [] == pools.out
+
+
+class TestHalfDoneAgain:
+    """What was left half done in one place is not forgotten for another."""
+
+    def test_another_in_a_savepoint(self, db: Database) -> None:
+        """A failure that a savepoint has undone does not hide one before it."""
+
+        def fail() -> None:
+            with session_manager() as session:
+                session.add(Thing(name="half"))
+                session.flush()
+                raise ValueError("oh")
+
+        with pytest.raises(SessionError, match="half done"):
+            with db.session_manager(auto_commit=True) as session:
+                with pytest.raises(ValueError, match="oh"):
+                    fail()
+                session.execute(delete(Thing))
+                with pytest.raises(ValueError, match="oh"):
+                    with session_manager(savepoint=True):
+                        fail()
+
+        assert [] == names(db)
+
+    def test_bare_connection(self, db: Database) -> None:
+        """What a joined block does with a connection may have been a write."""
+        with pytest.raises(SessionError, match="half done"):
+            with db.session_manager(auto_commit=True):
+                with pytest.raises(ValueError, match="oh"):
+                    with session_manager() as session:
+                        connection = session.connection()
+                        connection.execute(insert(Thing).values(name="half"))
+                        raise ValueError("oh")
+
+        assert [] == names(db)
+
+
+class TestSharedSession:
+    def test_again(self, db: Database) -> None:
+        """A factory may give one session to blocks that follow each other."""
+        shared = db.session()
+        for name in "ab":
+            with session_manager(using=lambda: shared, auto_commit=True):
+                shared.add(Thing(name=name))
+
+        assert ["a", "b"] == names(db)
