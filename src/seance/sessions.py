@@ -154,10 +154,13 @@ class Session(_Session):
             RoutingError: No engine, or an unknown one.
         """
         if bind is None:
-            bind = self._find(mapper, clause)[0]
+            return self._find(mapper, clause)[0]
+        self._note_given(bind)
+        return bind
+
+    def _note_given(self, bind: Any) -> None:
         if isinstance(bind, Connection):
             self._given = bind
-        return bind
 
     def _find(self, mapper: Any, clause: Any) -> _Found:
         """Give the engine, and which rule chose it."""
@@ -188,6 +191,7 @@ class Session(_Session):
     def _bound(self, mapper: Any, clause: Any) -> _Found:
         binds = _binds(self)
         if not binds and self.bind is not None:
+            self._note_given(self.bind)
             return self.bind, "bind", "the session's bind"
         try:
             found = super().get_bind(mapper, clause=clause)
@@ -195,6 +199,7 @@ class Session(_Session):
             if self.routing is None:
                 raise
             return self._routed(mapper, clause)
+        self._note_given(found)
         if found is self.bind and found not in binds.values():
             return found, "bind", "the session's bind"
         return found, "binds", "the session's binds"
@@ -245,8 +250,9 @@ class Session(_Session):
         arguments = dict(bind_arguments or {})
         mapper = arguments.get("mapper", mapper)
         clause = arguments.get("clause", clause)
+        last, pins = self._last, self._pins
+        self._last = None
         writes = self._goes_to_writer(clause)
-        pins = self._pins
         self._pins = None if writes and not self._written else dict(pins or {})
         try:
             found: _Found
@@ -258,7 +264,7 @@ class Session(_Session):
             else:
                 found = self._find(mapper, clause)
         finally:
-            self._pins = pins
+            self._last, self._pins = last, pins
         engine, rule, why = found
         role: Role = "write" if writes else "read"
         alias = None if self.routing is None else self.routing.alias_of(engine)
@@ -467,8 +473,7 @@ class Session(_Session):
         arguments = dict(bind_arguments or {})
         if execution_options and "engine" in execution_options:
             arguments = self._with_engine(arguments, execution_options["engine"])
-        if isinstance(arguments.get("bind"), Connection):
-            self._given = arguments["bind"]
+        self._note_given(arguments.get("bind"))
         return super().connection(arguments, execution_options)
 
     def _with_engine(self, bind_arguments: Any, alias: str) -> dict[str, Any]:
