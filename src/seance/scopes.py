@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
 
-from .callbacks import Callback
+from .callbacks import Callback, is_inside
 from .callers import UNKNOWN, Line, caller
 from .context import (
     READING,
@@ -365,6 +365,16 @@ class _Scope:
             has_written=has_written or self._transaction is not None,
         )
 
+    def _check_savepoint(self, error: BaseException | None) -> None:
+        """If the savepoint was ended by hand, nothing will undo what came after."""
+        core = getattr(self.session, "sync_session", self.session)
+        if error is None or not isinstance(core, Session):
+            return
+        savepoint = getattr(self._transaction, "sync_transaction", self._transaction)
+        is_open = is_inside(core.get_nested_transaction(), savepoint)
+        if not is_open and core.in_transaction() and core._has_work():
+            core._is_half_done(error)
+
     @contextmanager
     def _patient(self) -> Iterator[None]:
         """Wait for whoever uses the session still, instead of being refused."""
@@ -534,6 +544,7 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
     ) -> None:
         try:
             if self._transaction is not None:
+                self._check_savepoint(error)
                 with self._patient():
                     attempt(
                         lambda: self._transaction.__exit__(kind, error, traceback),
@@ -597,6 +608,7 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
     ) -> None:
         try:
             if self._transaction is not None:
+                self._check_savepoint(error)
                 with self._patient():
                     await shielded(
                         lambda: greenlet_spawn(

@@ -319,7 +319,9 @@ class Session(_Session):
 
     def _written_by_readers(self) -> str:
         """Say what a block that only reads would flush; nothing that is not its own."""
-        if self._role != "read" and not any(watch.look() for watch in self._watches):
+        if self._role != "read" and not any(
+            watch.reads and watch.look() for watch in self._watches
+        ):
             return ""
         changed = [
             *self.new,
@@ -327,6 +329,10 @@ class Session(_Session):
             *(instance for instance in self.dirty if self.is_modified(instance)),
         ]
         return ", ".join(sorted({type(instance).__name__ for instance in changed}))
+
+    def _has_work(self) -> bool:
+        """Whether the transaction has written, or has something to write."""
+        return self._written or not self._is_clean()
 
     def _settle(self) -> None:
         """The outermost transaction has ended."""
@@ -339,6 +345,17 @@ class Session(_Session):
             watch.forget()
         if self._callbacks is not None:
             self._callbacks.settle(committed=committed)
+
+    def _undo(self, savepoint: SessionTransaction) -> None:
+        """What was done inside of *savepoint* was rolled back."""
+        if self._callbacks is not None:
+            self._callbacks.drop(savepoint)
+        if self._half_done:
+            self._half_done = tuple(
+                (error, transaction)
+                for error, transaction in self._half_done
+                if not is_inside(transaction, savepoint)
+            )
 
     def _is_half_done(self, error: BaseException) -> None:
         """Refuse to commit, unless what contains the failed work is rolled back."""
@@ -647,11 +664,17 @@ class _Transaction(SessionTransaction):
     A block of ``session.begin()`` ends it without asking the session.
     """
 
+    # Whether a savepoint was released.
+    is_released = False
+
     def close(self, invalidate: bool = False) -> None:
         """Give the connections back, and settle what waits for the end."""
         session: Any = self.session
         if session is None or self.parent is not None:
             super().close(invalidate)
+            # However it came to that: there is no event for a flush that failed.
+            if session is not None and self.nested and not self.is_released:
+                session._undo(self)
             return
         try:
             for connection in session._connected:
@@ -769,17 +792,8 @@ def _refuse_half_done(session: Session) -> None:
 
 @event.listens_for(Session, "after_commit")
 def _commits(session: Session) -> None:
-    if session.get_nested_transaction() is None:
+    savepoint: Any = session.get_nested_transaction()
+    if savepoint is None:
         session._committed = True
-
-
-@event.listens_for(Session, "after_soft_rollback")
-def _rolled_back(session: Session, previous: SessionTransaction) -> None:
-    if session._callbacks and previous.nested:
-        session._callbacks.drop(previous)
-    if session._half_done:
-        session._half_done = tuple(
-            (error, transaction)
-            for error, transaction in session._half_done
-            if not is_inside(transaction, previous)
-        )
+    else:
+        savepoint.is_released = True
