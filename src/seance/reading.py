@@ -9,8 +9,6 @@ no transaction.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from sqlalchemy import Connection
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
@@ -37,14 +35,19 @@ def end_reading(connection: Connection) -> None:
     try:
         _run(connection, "PRAGMA query_only=OFF")
         del connection.info[_FLAG]
-    except BaseException:
-        with suppress(Exception):
-            connection.invalidate()
+    except Exception as error:
+        connection.invalidate(error)
         raise
 
 
 def _run(connection: Connection, statement: str) -> None:
     # Not by SQLAlchemy: it is no statement of the caller's.
-    cursor = connection.connection.cursor()
-    cursor.execute(statement)
-    cursor.close()
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+    except BaseException as error:
+        # Cut off, a driver may not know of the transaction that it has begun.
+        if not isinstance(error, Exception):
+            connection.invalidate(error)
+        raise
