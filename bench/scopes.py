@@ -14,6 +14,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -225,15 +226,15 @@ def compare(table: Table, runner: asyncio.Runner) -> None:
         mapper = Row.__mapper__
         table.line(
             "get_bind, two routers",
-            of(lambda: plain.get_bind(mapper)),
-            of(lambda: ours.get_bind(mapper)),
+            of(partial(plain.get_bind, mapper)),
+            of(partial(ours.get_bind, mapper)),
             "1.5 us",
         )
         table.line("select of one row", of(asks(plain)), of(asks(ours)), "1.05")
         table.line(
             "get_bind, in a transaction",
             None,
-            of(lambda: ours.get_bind(mapper)),
+            of(partial(ours.get_bind, mapper)),
             "",
         )
         nothing, guarded = Nothing(), Guarded()

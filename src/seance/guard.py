@@ -42,28 +42,24 @@ class Guard:
     Every call of every method does this in line.
     """
 
-    __slots__ = ("_waiting", "has_ended", "turn")
+    __slots__ = ("has_ended", "turn", "waiting")
 
     def __init__(self) -> None:
         self.turn: dict[str, User] = {}
         #: The block that made the session has ended.
         self.has_ended = False
-        # Made for the first that waits; most sessions never see one.
-        self._waiting: deque[Future[None] | threading.Event] | None = None
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether somebody is to be told when the turn is given back."""
-        return bool(self._waiting)
+        #: Who is to be told when the turn is given back. Made for the first that
+        #: waits; most sessions never see one.
+        self.waiting: deque[Future[None] | threading.Event] | None = None
 
     def wait(self, me: User) -> None:
         """Take the turn as soon as it is free."""
         loop = me.get_loop() if isinstance(me, Task) and in_greenlet() else None
-        waiting = self._waiting
+        waiting = self.waiting
         if waiting is None:
             # Two threads may be first.
             with _making:
-                waiting = self._waiting = self._waiting or deque()
+                waiting = self.waiting = self.waiting or deque()
         while self.turn.get("user") != me:
             waiter = threading.Event() if loop is None else loop.create_future()
             waiting.append(waiter)
@@ -86,9 +82,9 @@ class Guard:
 
     def wake(self) -> None:
         """Tell one who waits that the turn was given back."""
-        while self._waiting:
+        while self.waiting:
             with suppress(IndexError):
-                waiter = self._waiting.popleft()
+                waiter = self.waiting.popleft()
                 if isinstance(waiter, threading.Event):
                     waiter.set()
                     return

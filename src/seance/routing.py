@@ -162,7 +162,7 @@ def effect(statement: Any) -> Effect:
     Of a statement made of text only what the text says.
     """
     if isinstance(statement, Select):
-        return "reads" if _plainly_reads(statement) else _of_select(statement)
+        return "reads" if reads_plainly(statement) else _of_select(statement)
     if isinstance(statement, CompoundSelect):
         return _of_select(statement)
     if isinstance(statement, (TextualSelect, FromStatement)):
@@ -184,7 +184,7 @@ def writes(statement: Any) -> bool:
 _GRAVITY: dict[Effect, int] = {"reads": 0, "may write": 1, "writes": 2}
 
 
-def _plainly_reads(statement: Select[Any]) -> bool:
+def reads_plainly(statement: Select[Any]) -> bool:
     """Whether it selects from tables, with plain conditions, and nothing else."""
     if (
         statement._for_update_arg is not None
@@ -328,8 +328,10 @@ def choose(
     Raises:
         RoutingError: A router raised, or answered with something else.
     """
-    asked = routers if isinstance(routers, Routers) else Routers(routers)
-    for router, name, known, by in asked.questions(role):
+    asked = routers if type(routers) is Routers else Routers(routers)
+    if asked.looked_at != asked:
+        asked.look()
+    for router, name, known, by in asked.questions[role]:
         method = getattr(router, name)
         try:
             answer = (
@@ -353,15 +355,15 @@ class Routers(list[Any]):
 
     def __init__(self, routers: Iterable[Any] = ()) -> None:
         super().__init__(routers)
-        self._looked_at: list[Any] | None = None
-        self._questions: dict[Role | None, list[_Question]] = {}
+        #: What :meth:`look` has seen.
+        self.looked_at: list[Any] | None = None
+        #: For each role the methods to ask, in order, with the hints that each takes.
+        self.questions: dict[Role | None, list[_Question]] = {}
 
-    def questions(self, role: Role | None) -> list[_Question]:
-        """Give the methods to ask, in order, with the hints that each takes."""
-        if self != self._looked_at:
-            self._looked_at = [*self]
-            self._questions = {each: self._look(each) for each in _QUESTIONS}
-        return self._questions[role]
+    def look(self) -> None:
+        """Find out what to ask whom."""
+        self.questions = {role: self._look(role) for role in _QUESTIONS}
+        self.looked_at = [*self]
 
     def _look(self, role: Role | None) -> list[_Question]:
         return [

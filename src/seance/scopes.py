@@ -98,7 +98,7 @@ def decide(
     return "create"
 
 
-class _Scope:
+class _Scope(Watch):
     """What both drivers share: arguments, the decision, the context."""
 
     kind: ClassVar[str]
@@ -122,11 +122,8 @@ class _Scope:
     _registry: Any = None
     _key: Any = None
     _bulk: Any = None
-    _watch: Watch | None = None
     _transaction: Any = None
     _adopted: tuple[MutableMapping[Any, Any], ...] = ()
-    #: The session that a joined block only reads from.
-    core: Any = None
 
     def __init__(
         self,
@@ -254,7 +251,7 @@ class _Scope:
         if self.role is not None:
             self._take_role(core, owns=False)
         if isinstance(core, Session) and (how == "join" or self.role == "read"):
-            self._watch = Watch(core, reads=self.role == "read")
+            self.watch(core)
 
     def _note_line(self, frame: FrameType, core: Any) -> None:
         """Remember who has opened the block, without keeping the frame."""
@@ -322,7 +319,7 @@ class _Scope:
             core._role = self.role
         elif self.role == "read":
             # Not on the session: another task may use it meanwhile.
-            self.core = core
+            self.reads = True
             READING.set((*READING.get(), self))
         elif core._only_reads():
             raise SessionError(
@@ -341,18 +338,16 @@ class _Scope:
             # Whoever uses it still is waited for: it would keep its connection.
             core._is_patient = True
             return ending(error, owns=True, auto_commit=self.auto_commit)
-        watch = self._watch
         has_written = False
-        if watch is not None:
+        if self.watched is not None:
             refused = None
-            if error is None and self.role == "read" and watch.look():
-                changed = watch.session._written_by_readers() or "the database"
+            if error is None and self.reads and self.look():
+                changed = self.watched._written_by_readers() or "the database"
                 refused = RoutingError(
                     f"a block with role='read' has changed {changed}; open the block "
                     f"with role='write'"
                 )
-            self._watch = None
-            has_written = watch.end(error or refused)
+            has_written = self.end_watch(error or refused)
             if refused is not None:
                 raise refused
         if not has_ended(session):
@@ -391,10 +386,10 @@ class _Scope:
         self.has_ended = True
         session, self.session = self.session, None
         if self.how != "create":
-            if self._watch is not None:
+            if self.watched is not None:
                 # The block could not be left as it should.
-                self._watch.drop()
-            if self.role == "read":
+                self.drop()
+            if self.reads:
                 reading = tuple(each for each in READING.get() if each is not self)
                 READING.set(reading)
             return
@@ -557,8 +552,9 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            for adopted in self._released():
-                attempt(adopted.close, "closing", error)
+            if self._adopted:
+                for adopted in self._released():
+                    attempt(adopted.close, "closing", error)
             self._close()
         if error is not None:
             translate(error)
@@ -627,11 +623,12 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            for adopted in self._released():
-                close = _closer(adopted)
-                await shielded(
-                    partial(greenlet_spawn, attempt, close, "closing", error), error
-                )
+            if self._adopted:
+                for adopted in self._released():
+                    close = _closer(adopted)
+                    await shielded(
+                        partial(greenlet_spawn, attempt, close, "closing", error), error
+                    )
             self._close()
         if error is not None:
             translate(error)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ref
 
-from sqlalchemy import Connection, event, inspect
+from sqlalchemy import Connection, Select, event, inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction, close_all_sessions
 from sqlalchemy.orm import Session as _Session
@@ -27,7 +27,7 @@ from .context import READING, USING
 from .errors import RoutingError, SessionError
 from .guard import Guard, OnConcurrent, User
 from .reading import begin_reading, end_reading
-from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect
+from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect, reads_plainly
 from .sqlite import begin_late
 from .watching import Watch
 
@@ -207,7 +207,14 @@ class Session(_Session):
     def _routed(self, mapper: Any, clause: Any) -> _Found:
         routing = self.routing
         assert routing is not None
-        role: Role = "write" if self._goes_to_writer(clause) else "read"
+        role: Role = "read"
+        if (
+            self._written
+            or self._flushing
+            or self._role == "write"
+            or (clause is not None and self._goes_to_writer(clause))
+        ):
+            role = "write"
         async_mode = self._proxy is not None
         in_transaction = self._transaction is not None
         # A class, if somebody asks who is not a statement.
@@ -290,11 +297,7 @@ class Session(_Session):
             RoutingError: It writes, in a block with ``role="read"``.
         """
         self._last = statement
-        # Looking takes longer than all the rest, so not in vain.
-        if self._written and not (self._watches or READING.get()):
-            return
-        does = effect(statement)
-        if does == "reads":
+        if (does := effect(statement)) == "reads":
             return
         if does == "writes" and self._only_reads():
             raise RoutingError(
@@ -314,7 +317,7 @@ class Session(_Session):
     def _only_reads(self) -> bool:
         """Whether the code that runs is in a block with ``role="read"`` of this."""
         return self._role == "read" or any(
-            reader.core is self and not reader.has_ended for reader in READING.get()
+            reader.watched is self for reader in READING.get()
         )
 
     def _written_by_readers(self) -> str:
@@ -384,7 +387,7 @@ class Session(_Session):
 
     def _give_turn(self, guard: Guard, doing: str, error: BaseException | None) -> None:
         del guard.turn["user"]
-        if guard.is_waited_for:
+        if guard.waiting:
             guard.wake()
         callbacks = self._callbacks
         if callbacks is None:
@@ -402,7 +405,7 @@ class Session(_Session):
         while self._transaction is not None:
             self._is_patient = True
             self._close_now()
-        while guard.is_waited_for:
+        while guard.waiting:
             guard.wake()
 
     def _revive(self) -> None:
@@ -434,8 +437,8 @@ class Session(_Session):
 
     def flush(self, objects: Any = None) -> None:
         """As in SQLAlchemy."""
-        # Every query asks for one.
-        if self._flushing or not self._is_clean():
+        # Every query asks for one; as _is_clean(), in line.
+        if self._new or self._deleted or self.identity_map._modified or self._flushing:
             self._flush_now(objects)
 
     def _flush_now(self, objects: Any) -> None:
@@ -596,13 +599,18 @@ def _one_at_a_time(
             if turn.setdefault("user", me) != me:
                 self._take_turn(guard, me, doing)
             if executes:
-                self._look_at(args[0] if args else kwargs["statement"])
+                statement = args[0] if args else kwargs["statement"]
+                if type(statement) is Select and reads_plainly(statement):
+                    # As _look_at(), for most statements.
+                    self._last = statement
+                else:
+                    self._look_at(statement)
             result = method(self, *args, **kwargs)
         except BaseException as error:
             if turn.get("user") == me:
                 self._give_turn(guard, doing, error)
             raise
-        if self._callbacks is None and not guard.is_waited_for:
+        if self._callbacks is None and not guard.waiting:
             del turn["user"]
         else:
             self._give_turn(guard, doing, None)

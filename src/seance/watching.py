@@ -14,23 +14,26 @@ _NOTHING: dict[Any, dict[str, Any]] = {}
 
 class Watch:
     """
-    What a block that joined a session has written itself.
+    What a block that joined a session has written itself; the block derives from it.
 
     What waited to be written before it began is not its own, though a query of
     the block may flush it.
-
-    Args:
-        reads: The block only reads. What it executes is refused or harmless, so it is
-            changes that count.
     """
 
-    __slots__ = ("_waited", "has_written", "reads", "session")
+    #: The session that is watched; ``None``: none is.
+    watched: Session | None = None
+    has_written = False
+    #: The block only reads. What it executes is refused or harmless, so it is changes
+    #: that count.
+    reads = False
+    _waited: dict[Any, dict[str, Any]] = _NOTHING
 
-    def __init__(self, session: Session, *, reads: bool = False) -> None:
-        self.session = session
-        self.reads = reads
-        self.has_written = False
-        self._waited = _waiting(session)
+    def watch(self, session: Session) -> None:
+        """Begin to look at what *session* writes."""
+        self.watched = session
+        # Not in a call if it can be told in line: every block that joins asks.
+        if session.identity_map._modified or session._new or session._deleted:
+            self._waited = _waiting(session)
         watches = session._watches
         session._watches = (*watches, self) if watches else (self,)
 
@@ -44,7 +47,8 @@ class Watch:
         return self.has_written
 
     def _differs(self) -> bool:
-        waiting = _waiting(self.session)
+        assert self.watched is not None
+        waiting = _waiting(self.watched)
         return bool(waiting) and any(
             key not in self._waited or _differ(values, self._waited[key])
             for key, values in waiting.items()
@@ -57,22 +61,28 @@ class Watch:
 
     def drop(self) -> None:
         """Watch no more."""
-        session = self.session
-        if session._watches == (self,):
+        session, self.watched = self.watched, None
+        assert session is not None
+        if len(session._watches) == 1 and session._watches[0] is self:
             session._watches = ()
         else:
             session._watches = tuple(
                 watch for watch in session._watches if watch is not self
             )
 
-    def end(self, error: BaseException | None) -> bool:
+    def end_watch(self, error: BaseException | None) -> bool:
         """
         End with the block, and say whether it has written.
 
         If it failed after that, the work is half done.
         """
-        session = self.session
-        has_written = self.look()
+        session = self.watched
+        assert session is not None
+        # In line: most blocks leave nothing that waits.
+        has_written = self.has_written or (
+            bool(session.identity_map._modified or session._new or session._deleted)
+            and self.look()
+        )
         self.drop()
         # A generator that nobody asks for more has not failed.
         if error is not None and has_written and not isinstance(error, GeneratorExit):
