@@ -27,7 +27,11 @@ BENCHMARKS = {
         ["--scale", "2", "--only", "floor,load", "--rounds", "1"],
     ),
     "resolve": ("resolve.py", []),
+    "scopes": ("scopes.py", []),
 }
+
+# These have a database of their own.
+IN_MEMORY = {"scopes"}
 
 
 def machine() -> str:
@@ -65,6 +69,8 @@ def main() -> int:
         for database, url in databases(stack):
             for name, (script, options) in BENCHMARKS.items():
                 if name.partition(",")[0] not in arguments.only.split(","):
+                    continue
+                if name in IN_MEMORY and database != "SQLite":
                     continue
                 print(f"\n{name}, {database}\n", flush=True)
                 command = [sys.executable, str(HERE / script), "--url", url, *options]
