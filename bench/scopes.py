@@ -38,7 +38,7 @@ from seance import (
     session_factory,
     session_manager,
 )
-from seance.sessions import _one_at_a_time
+from seance.turns import one_at_a_time
 
 CALLS = 2_000
 
@@ -73,7 +73,7 @@ class Nothing(Session):
 
 
 class Guarded(Session):
-    @_one_at_a_time
+    @one_at_a_time
     def do(self) -> None:
         """Do nothing, for one user at a time."""
 

@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "seance"
 LAYERS = [
     {"errors"},
     {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
-    {"guard", "reading", "references", "sqlite", "watching"},
-    {"entries"},
+    {"current", "guard", "reading", "references", "sqlite", "watching"},
+    {"entries", "turns"},
     {"engines"},
     {"resources"},
     {"bulk"},

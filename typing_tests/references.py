@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, assert_type
 
 from pydantic import BaseModel
@@ -9,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from seance import (
     AsyncSession,
+    Choice,
     Database,
     Key,
     LoadReport,
@@ -16,6 +18,8 @@ from seance import (
     Resolution,
     Session,
     Spec,
+    gather,
+    on_rollback,
 )
 
 
@@ -63,3 +67,20 @@ async def async_scopes_give_async_sessions(db: Database) -> None:
         assert_type(session, AsyncSession)
         assert_type(await bulk.resolve(), Resolution)
         assert_type(await bulk.load("x.csv", CityIn), LoadReport)
+
+
+async def gathered(db: Database) -> None:
+    async def count() -> int:
+        return 1
+
+    assert_type(await gather(count, count), list[int])
+
+
+def callbacks_are_what_they_were(session: Session) -> None:
+    @session.on_commit
+    def send() -> int:
+        return 1
+
+    assert_type(send(), int)
+    assert_type(on_rollback(send), Callable[[], int])
+    assert_type(session.explain(City), Choice)

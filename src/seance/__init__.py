@@ -23,6 +23,13 @@ from .context import (
     SESSION_CONTEXT,
     context_scope,
 )
+from .current import (
+    current_async_session,
+    current_session,
+    on_commit,
+    on_rollback,
+    using,
+)
 from .database import Database
 from .engines import DatabaseManager
 from .errors import (
@@ -41,15 +48,7 @@ from .references import Key, Proxy, Ref
 from .reports import OpenSession
 from .resources import Spec, entity_of
 from .routing import Choice, DatabaseRouter
-from .scopes import (
-    async_session_manager,
-    current_async_session,
-    current_session,
-    on_commit,
-    on_rollback,
-    session_manager,
-    using,
-)
+from .scopes import async_session_manager, session_manager
 from .scoping import SessionFactory, scoped_session, session_factory
 from .sessions import Session
 

@@ -19,13 +19,14 @@ from .context import (
     living,
     uninstall,
 )
+from .current import using
 from .drivers import is_async_url
 from .engines import DatabaseManager
 from .errors import SessionError
 from .guard import OnConcurrent
 from .reports import LeakWatch, OpenSession, open_sessions
 from .routing import DEFAULT, Choice
-from .scopes import async_session_manager, session_manager, using
+from .scopes import async_session_manager, session_manager
 from .sessions import Session
 
 if TYPE_CHECKING:

@@ -31,19 +31,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
 
-from .callbacks import Callback, is_inside
+from .callbacks import is_inside
 from .callers import UNKNOWN, Line, caller
 from .context import (
     READING,
     SESSION_BULK_CONTEXT,
     SESSION_CONTEXT,
-    USING,
     context_scope,
     current_application,
     has_ended,
     living,
     restore,
 )
+from .current import is_async
 from .endings import (
     Ending,
     Waiting,
@@ -61,11 +61,9 @@ from .watching import Watch
 
 if TYPE_CHECKING:
     from .async_sessions import AsyncSession
-    from .engines import DatabaseManager
 
 P = ParamSpec("P")
 T = TypeVar("T")
-C = TypeVar("C", bound=Callback)
 
 OnMissing = Literal["create", "raise"]
 #: How old what a block reads may be. Without replicas, all of it is current.
@@ -166,7 +164,7 @@ class _Scope(Watch):
         made = getattr(using, "class_", None)
         if made is None:
             made = getattr(getattr(using, "session_factory", None), "class_", None)
-        if made is not None and _is_async(made) is (self.factory == "session"):
+        if made is not None and is_async(made) is (self.factory == "session"):
             raise SessionError(
                 f"{self.kind}() got a factory of {made.__name__}; "
                 f"use {self.other}() for it"
@@ -288,7 +286,7 @@ class _Scope(Watch):
         if (
             isinstance(session, _Session)
             if self.factory == "session"
-            else _is_async(session)
+            else is_async(session)
         ):
             return session
         raise SessionError(
@@ -454,10 +452,6 @@ class _Outside:
 # Between us and who has opened the block.
 _BETWEEN = (__name__, "contextlib")
 _CONSISTENCIES = ("strong", "session", "bounded", "eventual")
-
-
-def _is_async(session: Any) -> bool:
-    return hasattr(session, "sync_session") or hasattr(session, "sync_session_class")
 
 
 def _factory_of(session: Any) -> Any:
@@ -663,140 +657,6 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
         )
 
 
-def current_session() -> Session:
-    """
-    Give the current session.
-
-    Raises:
-        SessionError: There is none, or it is async.
-    """
-    session: Any = living(SESSION_CONTEXT.get())
-    if session is None:
-        raise SessionError("no session is current; open one with session_manager()")
-    if _is_async(session):
-        raise SessionError(
-            f"the current session is {type(session).__name__}; "
-            f"use current_async_session()"
-        )
-    found: Session = session
-    return found
-
-
-def current_async_session() -> AsyncSession:
-    """
-    Give the current async session.
-
-    Raises:
-        SessionError: There is none, or it is not async.
-    """
-    session: Any = living(SESSION_CONTEXT.get())
-    if session is None:
-        raise SessionError(
-            "no session is current; open one with async_session_manager()"
-        )
-    if not _is_async(session):
-        raise SessionError(
-            f"the current session is {type(session).__name__}; use current_session()"
-        )
-    found: AsyncSession = session
-    return found
-
-
 def _closer(session: Any) -> Callable[[], None]:
     """Give what closes *session* from inside of a greenlet."""
-    return Waiting(session).close if _is_async(session) else session.close
-
-
-def on_commit(fn: C) -> C:
-    """
-    Run *fn*, once, after the current session's outermost transaction was committed.
-
-    As :meth:`Session.on_commit`, of whatever session is current.
-
-    Raises:
-        SessionError: No session is current.
-    """
-    _current("on_commit").on_commit(fn)
-    return fn
-
-
-def on_rollback(fn: C) -> C:
-    """
-    Run *fn*, once, after the current session's outermost transaction was rolled back.
-
-    As :meth:`Session.on_rollback`, of whatever session is current.
-
-    Raises:
-        SessionError: No session is current.
-    """
-    _current("on_rollback").on_rollback(fn)
-    return fn
-
-
-def _current(method: str) -> Any:
-    session: Any = living(SESSION_CONTEXT.get())
-    if session is None:
-        raise SessionError(
-            f"{method}() needs a current session; open one with session_manager() or "
-            f"async_session_manager()"
-        )
-    if not hasattr(session, method):
-        raise SessionError(
-            f"{method}() needs a session of seance, not {type(session).__name__}"
-        )
-    return session
-
-
-class using:  # noqa: N801  # used like a function
-    """
-    A block in which sessions use the database *alias*, whatever routers say.
-
-    Only what is named by the call itself or by an execution option comes before.
-
-    Args:
-        alias: The database.
-        manager: Sessions of other managers go on as if there was no block;
-            ``None``: it is for all.
-
-    Raises:
-        RoutingError: The manager has no such database. Without a manager, the
-            session that is used says so.
-        SessionError: The block was entered before.
-    """
-
-    __slots__ = ("_has_ended", "_is_entered", "_previous", "alias", "manager")
-
-    def __init__(self, alias: str, *, manager: DatabaseManager | None = None) -> None:
-        if not isinstance(alias, str):
-            raise RoutingError(f"using() takes the alias of a database, not {alias!r}")
-        if manager is not None:
-            # Says what is known if this is not.
-            manager[alias]
-        self.alias = alias
-        self.manager = manager
-        self._previous: Any = None
-        self._is_entered = self._has_ended = False
-
-    def alias_for(self, manager: object) -> str | None:
-        """Give the alias for sessions of *manager*; ``None``: it says nothing."""
-        if self.manager is None or self.manager is manager:
-            return self.alias
-        return None if self._previous is None else self._previous.alias_for(manager)
-
-    def __enter__(self) -> Self:
-        if self._is_entered:
-            raise SessionError(
-                f"this block of using({self.alias!r}) was entered before; each needs a "
-                f"using() of its own"
-            )
-        self._is_entered = True
-        self._previous = USING.get()
-        USING.set(self)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._has_ended = True
-        previous = self._previous
-        while previous is not None and previous._has_ended:
-            previous = previous._previous
-        restore(USING, self, previous)
+    return Waiting(session).close if is_async(session) else session.close

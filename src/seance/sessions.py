@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from operator import attrgetter
 from os import getpid
-from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import ref
 
-from sqlalchemy import Connection, Select, event, inspect
+from sqlalchemy import Connection, event, inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction, close_all_sessions
 from sqlalchemy.orm import Session as _Session
@@ -26,9 +24,10 @@ from .callers import Line, caller
 from .context import READING, USING
 from .errors import RoutingError, SessionError
 from .guard import Guard, OnConcurrent, User
-from .reading import begin_reading, end_reading
-from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect, reads_plainly
+from .reading import begin_reading
+from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect
 from .sqlite import begin_late
+from .turns import Transaction, one_at_a_time
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -564,61 +563,6 @@ _nowhere = nullcontext()
 _CLOSE_RESETS = _Session()._close_state
 
 
-def _one_at_a_time(
-    method: M, doing: str = "", *, executes: bool = False, has_option: bool = False
-) -> M:
-    """
-    Give *method* to one user at a time, and run afterwards what it made due.
-
-    Args:
-        doing: Its name in messages.
-        executes: It takes a statement, which is looked at before.
-        has_option: It has an execution option ``engine`` to see to.
-    """
-    doing = doing or method.__name__
-
-    @wraps(method)
-    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if has_option and kwargs and (options := kwargs.get("execution_options")):
-            alias = options.get("engine")
-            if alias is not None:
-                given = kwargs.get("bind_arguments")
-                kwargs["bind_arguments"] = self._with_engine(given, alias)
-        loop = _get_running_loop()
-        # As running(), in line.
-        me = get_ident() if loop is None else current_task(loop) or loop
-        guard = self._guard
-        turn = guard.turn
-        if turn.get("user") == me:
-            if executes:
-                self._look_at(args[0] if args else kwargs["statement"])
-            return method(self, *args, **kwargs)
-        try:
-            if guard.has_ended:
-                self._refuse_after_the_end(doing)
-            if turn.setdefault("user", me) != me:
-                self._take_turn(guard, me, doing)
-            if executes:
-                statement = args[0] if args else kwargs["statement"]
-                if type(statement) is Select and reads_plainly(statement):
-                    # As _look_at(), for most statements.
-                    self._last = statement
-                else:
-                    self._look_at(statement)
-            result = method(self, *args, **kwargs)
-        except BaseException as error:
-            if turn.get("user") == me:
-                self._give_turn(guard, doing, error)
-            raise
-        if self._callbacks is None and not guard.waiting:
-            del turn["user"]
-        else:
-            self._give_turn(guard, doing, None)
-        return result
-
-    return cast(M, call)
-
-
 def _flushes_by_itself(method: M) -> M:
     """Give *method*, which writes and sends no event of it, the rules of a flush."""
 
@@ -636,10 +580,10 @@ def _flushes_by_itself(method: M) -> M:
 
 
 for _name in ("execute", "scalar", "scalars"):
-    _method = _one_at_a_time(getattr(_Session, _name), executes=True, has_option=True)
+    _method = one_at_a_time(getattr(_Session, _name), executes=True, has_option=True)
     setattr(Session, _name, _method)
 for _name in ("get", "get_one"):
-    setattr(Session, _name, _one_at_a_time(getattr(_Session, _name), has_option=True))
+    setattr(Session, _name, one_at_a_time(getattr(_Session, _name), has_option=True))
 for _name in (
     "begin",
     "begin_nested",
@@ -657,63 +601,12 @@ for _name in (
 ):
     # Some are new in SQLAlchemy 2.1.
     if hasattr(Session, _name):
-        setattr(Session, _name, _one_at_a_time(getattr(Session, _name)))
+        setattr(Session, _name, one_at_a_time(getattr(Session, _name)))
 for _name in ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings"):
     _method = _flushes_by_itself(getattr(_Session, _name))
-    setattr(Session, _name, _one_at_a_time(_method))
-Session._close_now = _one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
-Session._flush_now = _one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
-
-
-class _Transaction(SessionTransaction):
-    """
-    The transaction of our sessions: whatever ends it, one user does, and once.
-
-    A block of ``session.begin()`` ends it without asking the session.
-    """
-
-    # Whether a savepoint was released.
-    is_released = False
-
-    def close(self, invalidate: bool = False) -> None:
-        """Give the connections back, and settle what waits for the end."""
-        session: Any = self.session
-        if session is None or self.parent is not None:
-            super().close(invalidate)
-            # However it came to that: there is no event for a flush that failed.
-            if session is not None and self.nested and not self.is_released:
-                session._undo(self)
-            return
-        try:
-            for connection in session._connected:
-                end_reading(connection)
-        finally:
-            try:
-                super().close(invalidate)
-            finally:
-                # Not in an event: there is none if a connection cannot be given back.
-                session._settle()
-
-
-def _as_its_session(method: M) -> M:
-    def of_session(session: Session, *args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    guarded = _one_at_a_time(of_session, method.__name__)
-
-    @wraps(method)
-    def call(self: _Transaction, *args: Any, **kwargs: Any) -> Any:
-        # None once it is closed, which SQLAlchemy has a word for.
-        session: Any = self.session
-        if session is None:
-            return method(self, *args, **kwargs)
-        return guarded(session, self, *args, **kwargs)
-
-    return cast(M, call)
-
-
-for _name in ("commit", "rollback", "close", "prepare"):
-    setattr(_Transaction, _name, _as_its_session(getattr(_Transaction, _name)))
+    setattr(Session, _name, one_at_a_time(_method))
+Session._close_now = one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
+Session._flush_now = one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
 
 
 # Public since SQLAlchemy 2.1.
@@ -752,7 +645,7 @@ def _excerpt(clause: Any) -> str:
 @event.listens_for(Session, "after_transaction_create")
 def _created(session: Session, transaction: SessionTransaction) -> None:
     if type(transaction) is SessionTransaction:
-        transaction.__class__ = _Transaction
+        transaction.__class__ = Transaction
 
 
 @event.listens_for(Session, "after_begin")
