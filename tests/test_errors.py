@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, exc, text
+from sqlalchemy import create_engine, exc, make_url, select, text, update
 from sqlalchemy import inspect as look
 from sqlalchemy.orm import exc as orm_exc
 
@@ -156,6 +156,11 @@ def test_tree() -> None:
         seance.UnresolvedReferenceError: LookupError,
         seance.RoutingError: exc.UnboundExecutionError,
         UnknownAliasError: KeyError,
+        seance.StaleReplicaError: seance.RoutingError,
+        seance.PrimaryUnavailableError: seance.RoutingError,
+        seance.DeadlineExceededError: TimeoutError,
+        seance.LostWriteError: seance.RoutingError,
+        seance.CommitOutcomeUnknownError: seance.DatabaseError,
         seance.LoadError: ValueError,
         seance.DatabaseError: exc.SQLAlchemyError,
         seance.ResolutionError: seance.DatabaseError,
@@ -176,3 +181,47 @@ def test_statement_is_left_alone() -> None:
     wrap(error).add_note("only here")
 
     assert before == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (seance.StaleReplicaError("x"), True),
+        (seance.PrimaryUnavailableError("x"), True),
+        (seance.DeadlineExceededError("x"), True),
+        (seance.LostWriteError("x"), False),
+        (seance.CommitOutcomeUnknownError("x"), False),
+        (seance.SessionError("x"), False),
+        (seance.DatabaseError("x"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_retryable(error: SeanceError, expected: bool) -> None:
+    """Each says whether running the same again may succeed."""
+    assert expected is error.retryable
+
+
+def test_serialization_failure(url: str) -> None:
+    """One who was overtaken by another may try again; one who is wrong may not."""
+    postgresql = make_url(url).get_backend_name() == "postgresql"
+    options: Any = {"isolation_level": "SERIALIZABLE"} if postgresql else {}
+    arguments: Any = {} if postgresql else {"connect_args": {"timeout": 0}}
+    with seance.Database(url, **options, **arguments) as db:
+        db.create_all(Base.metadata)
+        with db.session_manager(auto_commit=True) as session:
+            session.add(Thing(name="a"))
+        with pytest.raises(DatabaseError) as overtaken:
+            with db.session_manager(auto_commit=True) as first:
+                first.scalars(select(Thing)).all()
+                with db.session_manager(new=True, auto_commit=postgresql) as second:
+                    second.execute(update(Thing).values(name="b"))
+                    if not postgresql:
+                        # While the other holds the lock.
+                        first.execute(update(Thing).values(name="c"))
+                first.execute(update(Thing).values(name="c"))
+        with pytest.raises(DatabaseError) as wrong:
+            with db.session_manager(auto_commit=True) as session:
+                session.add_all([Thing(name="x"), Thing(name="x")])
+
+    assert overtaken.value.retryable
+    assert not wrong.value.retryable

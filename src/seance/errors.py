@@ -8,11 +8,16 @@ Every exception seance raises.
     │   └── ConcurrentUseError
     ├── UnresolvedReferenceError (LookupError)  a reference was read before it was resolved
     ├── RoutingError (UnboundExecutionError)    no engine could be chosen
-    │   └── UnknownAliasError (KeyError)        a name that no database has
+    │   ├── UnknownAliasError (KeyError)        a name that no database has
+    │   ├── StaleReplicaError                   no replica is as far as was asked for
+    │   ├── PrimaryUnavailableError             nobody takes writes at present
+    │   ├── DeadlineExceededError (TimeoutError)
+    │   └── LostWriteError                      a failover has lost what was committed
     ├── LoadError (ValueError)                  a source cannot be loaded
     │   └── RejectedRowsError                   more rows were bad than the caller allows
     └── DatabaseError (SQLAlchemyError)         the database said no
-        └── ResolutionError                     references that name no row, or more than one
+        ├── ResolutionError                     references that name no row, or more than one
+        └── CommitOutcomeUnknownError           a commit that got no answer
 
 A database error keeps its own class: what :func:`wrap` returns is a
 :class:`DatabaseError` *and* an instance of the class SQLAlchemy raised.
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
 
@@ -35,7 +40,7 @@ class SeanceError(Exception):
     """Base of all errors raised by seance."""
 
     #: Whether running the same unit of work again may succeed.
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not by calling the class: its arguments are not the message in args.
@@ -129,6 +134,28 @@ class UnknownAliasError(RoutingError, KeyError):
         )
 
 
+class StaleReplicaError(RoutingError):
+    """No replica has replayed what was to be read, and the primary was not allowed."""
+
+    retryable = True
+
+
+class PrimaryUnavailableError(RoutingError):
+    """No server takes writes at present: a failover is under way, or all are down."""
+
+    retryable = True
+
+
+class DeadlineExceededError(RoutingError, TimeoutError):
+    """What had to be done within a time was not; nothing was written."""
+
+    retryable = True
+
+
+class LostWriteError(RoutingError):
+    """A write that was acknowledged is in no history that can be reached any more."""
+
+
 class LoadError(SeanceError, ValueError):
     """A source, or the model it is loaded into, cannot be used at all."""
 
@@ -154,11 +181,20 @@ class DatabaseError(SeanceError, exc.SQLAlchemyError):
     The database, its driver or SQLAlchemy refused.
 
     When it stands for an error of theirs it is also an instance of that
-    error's class, with the same attributes, and has it as ``__cause__``.
+    error's class, with the same attributes, and has it as ``__cause__``. It is
+    *retryable* after a deadlock, a serialization failure or a lock that was busy.
     """
 
     #: The error this one stands for, if there is one.
     original: exc.SQLAlchemyError | None = None
+
+
+class CommitOutcomeUnknownError(DatabaseError):
+    """
+    The connection was lost before a commit was answered: it may have happened.
+
+    Not to be run again before that is known.
+    """
 
 
 class ResolutionError(DatabaseError):
@@ -220,7 +256,32 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     wrapped.__dict__.update(error.__dict__)
     wrapped.args = error.args
     wrapped.original = error
+    if is_transient(error):
+        wrapped.retryable = True
     return wrapped
+
+
+# serialization_failure, deadlock_detected, lock_not_available.
+# Source: PostgreSQL, "PostgreSQL Error Codes".
+_TRANSIENT_STATES = {"40001", "40P01", "55P03"}
+# ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT. Source: MariaDB, "MariaDB Error Codes".
+_TRANSIENT_NUMBERS = {1213, 1205}
+# SQLITE_BUSY, SQLITE_LOCKED. Source: SQLite, "Result and Error Codes".
+_TRANSIENT_CODES = {5, 6}
+
+
+def is_transient(error: exc.SQLAlchemyError) -> bool:
+    """Whether *error* came of others who did something at the same time."""
+    original: Any = getattr(error, "orig", None)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None:
+        return state in _TRANSIENT_STATES
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is not None:
+        # The lower byte; the others tell it more exactly.
+        return code & 0xFF in _TRANSIENT_CODES
+    numbers: tuple[Any, ...] = getattr(original, "args", ())
+    return bool(numbers) and numbers[0] in _TRANSIENT_NUMBERS
 
 
 def _reduce(self: DatabaseError) -> tuple[Any, ...]:
