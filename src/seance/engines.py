@@ -162,16 +162,14 @@ class DatabaseManager(Mapping[str, URL]):
         """Give the engine for writing *resource*."""
         return self.route(resource, "write", async_mode=async_mode)
 
-    def route(
-        self, resource: Any, role: Role | None, *, async_mode: bool, **hints: Any
-    ) -> Any:
+    def route(self, resource: Any, role: Role | None, *, async_mode: bool) -> Any:
         """
         Give the engine that the routers choose.
 
         Raises:
             RoutingError: A router failed or named an unknown alias.
         """
-        alias, by = choose(self.routers, resource, role, hints)
+        alias, by = choose(self.routers, resource, role)
         return self.engine(alias, async_mode=async_mode, by=by)
 
     def is_migration_allowed(self, engine: str, package: str) -> bool:

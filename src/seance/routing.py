@@ -320,10 +320,14 @@ def choose(
     routers: Iterable[Any],
     resource: Any,
     role: Role | None,
-    hints: Mapping[str, Any],
+    session: Any = None,
+    statement: Any = None,
+    in_transaction: bool = False,
 ) -> tuple[str, str]:
     """
     Give the alias for *resource* and what chose it.
+
+    All but the resource are hints: a router gets those it has parameters for.
 
     Raises:
         RoutingError: A router raised, or answered with something else.
@@ -334,11 +338,23 @@ def choose(
     for router, name, known, by in asked.questions[role]:
         method = getattr(router, name)
         try:
-            answer = (
-                method(resource, **hints)
-                if known is None
-                else method(resource, **_only(known, hints))
-            )
+            if known is None:
+                # Written out: a mapping would be copied for each router.
+                answer = method(
+                    resource,
+                    role=role,
+                    session=session,
+                    statement=statement,
+                    in_transaction=in_transaction,
+                )
+            else:
+                hints = {
+                    "role": role,
+                    "session": session,
+                    "statement": statement,
+                    "in_transaction": in_transaction,
+                }
+                answer = method(resource, **_only(known, hints))
         except Exception as error:
             raise _failed(router, method, error) from error
         if answer is not None:

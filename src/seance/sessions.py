@@ -222,12 +222,9 @@ class Session(_Session):
             routing.routers,
             resource,
             role,
-            {
-                "role": role,
-                "session": self.proxy if async_mode else self,
-                "statement": clause,
-                "in_transaction": in_transaction,
-            },
+            self.proxy if async_mode else self,
+            clause,
+            in_transaction,
         )
         engine = routing.engine(alias, async_mode, by)
         if async_mode:

@@ -116,12 +116,15 @@ class Says:
         return self._answer
 
 
+NO_HINTS = {"session": None, "statement": None, "in_transaction": False}
+
+
 class TestChoose:
     def test_default(self) -> None:
         """Where no router answers, it is the database called default."""
         routers = [DatabaseRouter(), Says(None, "get_engine"), object()]
 
-        assert (DEFAULT, "the default") == choose(routers, None, "read", {})
+        assert (DEFAULT, "the default") == choose(routers, None, "read")
 
     def test_first_answer_wins(self) -> None:
         """The first router that answers is the last that is asked."""
@@ -129,7 +132,7 @@ class TestChoose:
             Says(answer, "get_engine") for answer in (None, "b", "c")
         )
 
-        assert ("b", "router Says") == choose([first, second, third], None, "read", {})
+        assert ("b", "router Says") == choose([first, second, third], None, "read")
         assert [1, 1, 0] == [len(router.asked) for router in (first, second, third)]
 
     @pytest.mark.parametrize(
@@ -148,22 +151,22 @@ class TestChoose:
         """Each role has questions of its own, in our words and in Django's."""
         router = Says("a", question)
 
-        assert "a" == choose([router], Thing, role, {"role": role})[0]
-        assert [((Thing,), {"role": role})] == router.asked
+        assert "a" == choose([router], Thing, role)[0]
+        assert [((Thing,), {"role": role, **NO_HINTS})] == router.asked
 
     @pytest.mark.parametrize("role", ["read", "write"])
     def test_other_role(self, role: Any) -> None:
         """A router that knows the other role only is not asked."""
         other = Says("a", f"get_{'write' if role == 'read' else 'read'}_engine")
 
-        assert DEFAULT == choose([other], None, role, {})[0]
+        assert DEFAULT == choose([other], None, role)[0]
 
     def test_role_before_engine(self) -> None:
         """An answer for the role comes before one for all, of whatever router."""
         routers = [Says("a", "get_engine"), Says("b", "get_read_engine")]
 
-        assert "b" == choose(routers, None, "read", {})[0]
-        assert "a" == choose(routers, None, "write", {})[0]
+        assert "b" == choose(routers, None, "read")[0]
+        assert "a" == choose(routers, None, "write")[0]
 
     def test_hints_it_has_parameters_for(self) -> None:
         """A method gets the hints that it takes, and no others."""
@@ -175,20 +178,21 @@ class TestChoose:
             def get_write_engine(self, resource: Any) -> str:
                 return "all"
 
+        class Static:
             @staticmethod
             def get_engine(resource: Any, *, role: Any) -> Any:
                 return role
 
-        hints = {"statement": "alias", "session": 1, "role": "anyone"}
-        assert "alias" == choose([Narrow()], None, "read", hints)[0]
-        assert "all" == choose([Narrow()], None, "write", hints)[0]
-        assert "anyone" == choose([Narrow()], None, None, hints)[0]
+        routers = [Narrow()]
+        assert "alias" == choose(routers, None, "read", statement="alias")[0]
+        assert "all" == choose(routers, None, "write", statement="alias")[0]
+        assert "read" == choose([Static()], None, "read", session=1)[0]
 
     @pytest.mark.parametrize("answer", [3, True, object(), ["a"]])
     def test_not_an_alias(self, answer: Any) -> None:
         """Another answer than an alias is named, and whose it is."""
         with pytest.raises(RoutingError, match="router Says answered"):
-            choose([Says(answer, "get_engine")], None, "read", {})
+            choose([Says(answer, "get_engine")], None, "read")
 
     def test_failing(self) -> None:
         """An error of a router comes as a RoutingError that names it."""
@@ -198,7 +202,7 @@ class TestChoose:
                 raise LookupError("oh")
 
         with pytest.raises(RoutingError, match=r"Broken failed in get_read_engine\(\)"):
-            choose([Broken()], None, "read", {})
+            choose([Broken()], None, "read")
 
     @given(st.lists(st.sampled_from([None, "a", "b"])))
     def test_any_routers(self, answers: list[str | None]) -> None:
@@ -206,7 +210,7 @@ class TestChoose:
         routers = [Says(answer, "get_engine") for answer in answers]
         wanted = next((answer for answer in answers if answer), DEFAULT)
 
-        assert wanted == choose(routers, None, "read", {})[0]
+        assert wanted == choose(routers, None, "read")[0]
 
 
 class TestMayMigrate:
