@@ -662,13 +662,12 @@ def _begins(
 
 @event.listens_for(Session, "before_flush")
 def _flushes(session: Session, context: Any, instances: Any) -> None:
-    if session._only_reads():
-        if written := session._written_by_readers():
-            raise RoutingError(
-                f"a block with role='read' refuses to flush {written}; open the block "
-                f"with role='write'"
-            )
-    elif not session._written:
+    if session._only_reads() and (written := session._written_by_readers()):
+        raise RoutingError(
+            f"a block with role='read' refuses to flush {written}; open the block "
+            f"with role='write'"
+        )
+    if session._role != "read" and not session._written:
         session._written = True
         session._pins = None
     # What waited to be written before a block has joined is not its own.

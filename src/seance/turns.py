@@ -49,7 +49,7 @@ def one_at_a_time(
         turn = guard.turn
         if turn.get("user") == me:
             if executes:
-                self._look_at(args[0] if args else kwargs["statement"])
+                self._look_at(args[0] if args else kwargs.get("statement"))
             return method(self, *args, **kwargs)
         try:
             if guard.has_ended:
@@ -57,7 +57,7 @@ def one_at_a_time(
             if turn.setdefault("user", me) != me:
                 self._take_turn(guard, me, doing)
             if executes:
-                statement = args[0] if args else kwargs["statement"]
+                statement = args[0] if args else kwargs.get("statement")
                 if type(statement) is Select and reads_plainly(statement):
                     # As _look_at(), for most statements.
                     self._last = statement
