@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from seance import Database, RoutingError, session_manager
+from seance import (
+    ConcurrentUseError,
+    Database,
+    RoutingError,
+    async_session_manager,
+    session_manager,
+)
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Thing
 
@@ -70,3 +77,47 @@ def test_scopes(db: Database) -> None:
         assert ["a"] == session.scalars(select(Thing.name)).all()
 
     assert ["commit"] == ran
+
+
+@pytest.fixture
+async def async_db(db: Database) -> AsyncIterator[Database]:
+    """Give the other face of the same manager: one URL is a pair."""
+    yield db
+    await db.adispose()
+
+
+@pytest.mark.anyio
+class TestAsync:
+    async def test_scopes(self, async_db: Database) -> None:
+        """The async face of the pair joins, commits and calls back as any."""
+        ran = []
+        async with async_session_manager(auto_commit=True) as session:
+            session.on_commit(lambda: ran.append("commit"))
+            session.add(Thing(name="a"))
+            async with async_session_manager() as inner:
+                assert session is inner
+        with session_manager() as sync_session:
+            assert ["a"] == sync_session.scalars(select(Thing.name)).all()
+
+        assert ["commit"] == ran
+
+    async def test_read(self, async_db: Database) -> None:
+        """Reading is asked of the database, for one transaction."""
+        async with async_session_manager(role="read") as session:
+            connection = await session.connection()
+            with pytest.raises(DBAPIError, match="READ ONLY transaction"):
+                await connection.execute(insert(Thing).values(name="a"))
+        async with async_session_manager(auto_commit=True) as session:
+            session.add(Thing(name="a"))
+
+    async def test_concurrent_use(self, async_db: Database) -> None:
+        """Two tasks at once: the second is told, the first is unharmed."""
+        async with async_session_manager() as session:
+            results = await asyncio.gather(
+                session.scalar(text("SELECT 1")),
+                session.scalar(text("SELECT 1")),
+                return_exceptions=True,
+            )
+
+        assert 1 == results[0]
+        assert isinstance(results[1], ConcurrentUseError)
