@@ -39,8 +39,6 @@ class TestDriverUrl:
     @pytest.mark.parametrize(("given_", "sync", "asynchronous"), PAIRS)
     def test_pair(self, given_: str, sync: str, asynchronous: str) -> None:
         """One URL gives both drivers; a named one of the right kind is kept."""
-        if "asyncmy" in asynchronous:
-            pytest.importorskip("asyncmy")
         url = URL.create(given_, "me", "secret", "db.internal", 5432, "flights")
 
         assert url.set(drivername=sync) == driver_url(url, async_mode=False)
@@ -246,7 +244,6 @@ class TestOptions:
     )
     def test_refused(self, text: str, given_: Mapping[str, Any], message: str) -> None:
         """What may protect a connection is never left out silently."""
-        pytest.importorskip("asyncmy")
         with pytest.raises(RoutingError, match=message):
             fit_options(make_url(text), given_)
 
@@ -263,7 +260,6 @@ class TestOptions:
     )
     def test_mysql(self, driver: str, own: str) -> None:
         """What only one of MySQL's drivers knows, the other goes without."""
-        pytest.importorskip("asyncmy")
         both = {"charset": "utf8mb4", "unix_socket": "/s", "ssl_ca": "/ca"}
         url = URL.create(
             f"mysql+{driver}",
@@ -274,7 +270,6 @@ class TestOptions:
 
     def test_mysql_certificates(self) -> None:
         """With an authority named, asyncmy verifies without being told."""
-        pytest.importorskip("asyncmy")
         url = make_url(
             "mysql+asyncmy://h/d?ssl_ca=/ca&ssl_verify_cert=true"
             "&ssl_verify_identity=true"

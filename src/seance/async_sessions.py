@@ -7,7 +7,7 @@ The only module that needs greenlet, so it is imported when first used.
 from __future__ import annotations
 
 import warnings
-from asyncio import Task, current_task
+from asyncio import CancelledError, Task, current_task
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -91,8 +91,14 @@ class AsyncSession(_AsyncSession):
             await super().__aexit__(type_, value, traceback)
             return
         session._is_patient = True
-        await super().__aexit__(type_, value, traceback)
-        # Not if that was cancelled: closing goes on in a task of its own.
+        try:
+            await super().__aexit__(type_, value, traceback)
+        except CancelledError:
+            # Closing goes on, in a task of its own.
+            raise
+        except BaseException:
+            session._is_patient = False
+            raise
         session._is_patient = False
 
     def _ours(self, what: str) -> Session:

@@ -23,7 +23,7 @@ from .current import using
 from .drivers import is_async_url
 from .engines import DatabaseManager
 from .errors import SessionError
-from .guard import OnConcurrent
+from .guard import OnConcurrent, checked
 from .reports import LeakWatch, OpenSession, open_sessions
 from .routing import DEFAULT, Choice
 from .scopes import async_session_manager, session_manager
@@ -47,8 +47,8 @@ class Database:
         databases: As for :class:`DatabaseManager`; one URL is enough.
         routers: As for :class:`DatabaseManager`.
         on_concurrent: As for :class:`Session`.
-        debug: Let :meth:`report` tell the stack that opened a session; opening one
-            takes some ten times as long.
+        debug: Let :meth:`report` tell the stack that opened a session, which makes
+            opening one slower.
         leak_threshold: Seconds after which a session that is still open is logged,
             once.
         engine_options: Passed to ``create_engine``.
@@ -69,15 +69,18 @@ class Database:
         leak_threshold: float | None = None,
         **engine_options: Any,
     ) -> None:
-        if on_concurrent not in ("raise", "serialize"):
+        if leak_threshold is not None and not (
+            isinstance(leak_threshold, (int, float)) and leak_threshold > 0
+        ):
             raise SessionError(
-                f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
+                f"leak_threshold is a number of seconds, more than 0, or None, not "
+                f"{leak_threshold!r}"
             )
         self.manager = DatabaseManager(databases, routers, **engine_options)
         self.manager.debug = debug
         self._session_options: dict[str, Any] = {"routing": self.manager}
         if on_concurrent != "raise":
-            self._session_options["on_concurrent"] = on_concurrent
+            self._session_options["on_concurrent"] = checked(on_concurrent)
         self.session: sessionmaker[Session] = sessionmaker(
             class_=Session, **self._session_options
         )

@@ -92,12 +92,8 @@ def retire(session: Any) -> None:
 def _commit(session: Any, expire: bool | None) -> None:
     if expire is None:
         session.commit()
-    elif isinstance(session, Waiting) or hasattr(session, "_retire"):
-        session.commit(expire=expire)
     else:
-        raise SessionError(
-            f"expire= needs a session of seance, not {type(session).__name__}"
-        )
+        session.commit(expire=expire)
 
 
 def attempt(step: Callable[[], None], doing: str, error: BaseException | None) -> None:
@@ -173,7 +169,12 @@ async def shielded(
     if cancelled is None:
         task.result()
         return
-    failed = None if task.cancelled() else task.exception()
+    if task.cancelled():
+        log.error(
+            "seance: ending a scope was cancelled each time; its connection is out"
+        )
+        raise cancelled
+    failed = task.exception()
     if failed is not None:
         log.error("seance: ending a cancelled scope failed", exc_info=failed)
     if error is None or isinstance(error, Exception):

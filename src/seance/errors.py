@@ -256,7 +256,7 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     wrapped.__dict__.update(error.__dict__)
     wrapped.args = error.args
     wrapped.original = error
-    if is_transient(error):
+    if _is_transient(error):
         wrapped.retryable = True
     return wrapped
 
@@ -270,7 +270,7 @@ _TRANSIENT_NUMBERS = {1213, 1205}
 _TRANSIENT_CODES = {5, 6}
 
 
-def is_transient(error: exc.SQLAlchemyError) -> bool:
+def _is_transient(error: exc.SQLAlchemyError) -> bool:
     """Whether *error* came of others who did something at the same time."""
     original: Any = getattr(error, "orig", None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

@@ -19,12 +19,26 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
-from .errors import ConcurrentUseError
+from .errors import ConcurrentUseError, SessionError
 
 OnConcurrent = Literal["raise", "serialize"]
 
 #: A thread's ident; or a task, or outside of one the event loop.
 User = int | Task[Any] | AbstractEventLoop
+
+
+def checked(on_concurrent: str) -> OnConcurrent:
+    """
+    Give *on_concurrent*, if it says what to do.
+
+    Raises:
+        SessionError: It does not.
+    """
+    if on_concurrent not in ("raise", "serialize"):
+        raise SessionError(
+            f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
+        )
+    return on_concurrent  # type: ignore[return-value]  # one of the two
 
 
 def running() -> User:

@@ -231,6 +231,8 @@ class _Scope(Watch):
             core._seance_scope = self
         if self.role is not None:
             self._take_role(core, owns=True)
+        if self.expire is not None:
+            self._check_ours(core, "expire=")
         self.opened = time.monotonic()
         self._note_line(frame, core)
         SESSION_CONTEXT.set(session)
@@ -308,24 +310,31 @@ class _Scope(Watch):
             f"to call sync code on an async session"
         )
 
-    def _take_role(self, core: Any, *, owns: bool) -> None:
+    def _check_ours(self, core: Any, option: str) -> None:
         if not isinstance(core, Session):
             raise SessionError(
-                f"role= needs a session of seance, not {type(core).__name__}"
+                f"{self.kind}({option}) needs a session of seance, not "
+                f"{type(core).__name__}; make the factory with "
+                f"{self.factory}_factory()"
             )
+
+    def _take_role(self, core: Any, *, owns: bool) -> None:
+        self._check_ours(core, "role=")
         if owns:
             core._role = self.role
         elif self.role == "read":
             # Not on the session: another task may use it meanwhile.
             self.reads = True
-            READING.set((*READING.get(), self))
+            # Those that were left in another context have nothing to say here.
+            reading = (each for each in READING.get() if not each.has_ended)
+            READING.set((*reading, self))
         elif core._only_reads():
             raise SessionError(
                 f"{self.kind}(role='write') inside of a block with role='read'; open "
                 f"the outer one for writing, or use new=True"
             )
         else:
-            core._written, core._pins = True, None
+            core._go_to_writer()
 
     def _leave(self, error: BaseException | None) -> Ending:
         """Decide how to end; a block that only reads may not leave changes behind."""
@@ -366,7 +375,7 @@ class _Scope(Watch):
         savepoint = getattr(self._transaction, "sync_transaction", self._transaction)
         is_open = is_inside(core.get_nested_transaction(), savepoint)
         if not is_open and core.in_transaction() and core._has_work():
-            core._is_half_done(error)
+            core._leave_half_done(error)
 
     @contextmanager
     def _patient(self) -> Iterator[None]:
@@ -497,7 +506,6 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
     kind = "session_manager"
     other = "async_session_manager"
     factory = "session"
-    __slots__ = ()
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """Run each call of *function* in a block with these options."""
@@ -546,10 +554,11 @@ class session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            if self._adopted:
-                for adopted in self._released():
+            try:
+                for adopted in self._released() if self._adopted else ():
                     attempt(adopted.close, "closing", error)
-            self._close()
+            finally:
+                self._close()
         if error is not None:
             translate(error)
 
@@ -560,7 +569,6 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
     kind = "async_session_manager"
     other = "session_manager"
     factory = "async_session"
-    __slots__ = ()
 
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, T]]
@@ -617,13 +625,14 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             translate(failed)
             raise
         finally:
-            if self._adopted:
-                for adopted in self._released():
+            try:
+                for adopted in self._released() if self._adopted else ():
                     close = _closer(adopted)
                     await shielded(
                         partial(greenlet_spawn, attempt, close, "closing", error), error
                     )
-            self._close()
+            finally:
+                self._close()
         if error is not None:
             translate(error)
 
@@ -634,9 +643,12 @@ class async_session_manager(_Scope):  # noqa: N801  # used like a function
             and not core.in_transaction()
             and not getattr(core, "_callbacks", None)
         ):
-            # Nothing to wait for, so nothing to shield.
-            core.close()
-            retire(core)
+            # Nothing to wait for, so nothing to shield. By the session's own: it may
+            # be of a class of the user's.
+            try:
+                await self.session.close()
+            finally:
+                retire(core)
             return
         session = Waiting(self.session)
         if how == "commit":

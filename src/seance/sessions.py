@@ -23,9 +23,9 @@ from .callbacks import Callback, Callbacks, When, is_inside
 from .callers import Line, caller
 from .context import READING, USING
 from .errors import RoutingError, SessionError
-from .guard import Guard, OnConcurrent, User
+from .guard import Guard, OnConcurrent, User, checked
 from .reading import begin_reading
-from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect
+from .routing import BY_DEFAULT, Choice, Role, Rule, choose, effect, writes
 from .sqlite import begin_late
 from .turns import Transaction, one_at_a_time
 from .watching import Watch
@@ -101,11 +101,7 @@ class Session(_Session):
             # Weak: a cycle would leave an abandoned async session to the collector.
             self._proxy = ref(proxy)
         if on_concurrent != "raise":
-            if on_concurrent != "serialize":
-                raise SessionError(
-                    f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
-                )
-            self._on_concurrent = on_concurrent
+            self._on_concurrent = checked(on_concurrent)
 
     def __del__(self) -> None:
         if self._begun is None:
@@ -255,8 +251,9 @@ class Session(_Session):
         clause = arguments.get("clause", clause)
         last, pins = self._last, self._pins
         self._last = None
-        writes = self._goes_to_writer(clause)
-        self._pins = None if writes and not self._written else dict(pins or {})
+        goes_to_writer = self._goes_to_writer(clause)
+        forgets = goes_to_writer and not self._written
+        self._pins = None if forgets else dict(pins or {})
         try:
             found: _Found
             if arguments.get("bind") is not None:
@@ -269,7 +266,7 @@ class Session(_Session):
         finally:
             self._last, self._pins = last, pins
         engine, rule, why = found
-        role: Role = "write" if writes else "read"
+        role: Role = "write" if goes_to_writer else "read"
         alias = None if self.routing is None else self.routing.alias_of(engine)
         return Choice(engine, alias, role, rule, why)
 
@@ -282,7 +279,7 @@ class Session(_Session):
             or self._flushing
             or self._role == "write"
             # What is being executed was looked at.
-            or (clause is not None and clause is not self._last and _may_write(clause))
+            or (clause is not None and clause is not self._last and writes(clause))
         )
 
     def _look_at(self, statement: Any) -> None:
@@ -303,12 +300,16 @@ class Session(_Session):
         self._note_write()
 
     def _note_write(self) -> None:
-        """From here on the transaction reads where it writes."""
+        """What is done now writes, and is done by the blocks that have joined."""
+        self._go_to_writer()
+        for watch in self._watches:
+            watch.has_written = watch.has_written or not watch.reads
+
+    def _go_to_writer(self) -> None:
+        """The rest of the transaction goes where writing goes."""
         if not self._written:
             self._written = True
             self._pins = None
-        for watch in self._watches:
-            watch.has_written = watch.has_written or not watch.reads
 
     def _only_reads(self) -> bool:
         """Whether the code that runs is in a block with ``role="read"`` of this."""
@@ -356,7 +357,7 @@ class Session(_Session):
                 if not is_inside(transaction, savepoint)
             )
 
-    def _is_half_done(self, error: BaseException) -> None:
+    def _leave_half_done(self, error: BaseException) -> None:
         """Refuse to commit, unless what contains the failed work is rolled back."""
         transaction = self.get_nested_transaction() or self.get_transaction()
         self._half_done = (*self._half_done, (error, transaction))
@@ -554,7 +555,7 @@ class Session(_Session):
 
 
 # Ending is allowed always.
-_ENDING = frozenset({"rollback", "close", "reset", "invalidate", "expunge_all"})
+_ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
 _nowhere = nullcontext()
 # What close() means unless close_resets_only=False.
 _CLOSE_RESETS = _Session()._close_state
@@ -630,10 +631,6 @@ def _target(statement_or_entity: Any) -> tuple[Any, Any]:
     return statement_or_entity, None if plugin is None else plugin.mapper
 
 
-def _may_write(clause: Any) -> bool:
-    return effect(clause) != "reads"
-
-
 def _excerpt(clause: Any) -> str:
     text = " ".join(str(clause).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -667,9 +664,8 @@ def _flushes(session: Session, context: Any, instances: Any) -> None:
             f"a block with role='read' refuses to flush {written}; open the block "
             f"with role='write'"
         )
-    if session._role != "read" and not session._written:
-        session._written = True
-        session._pins = None
+    if session._role != "read":
+        session._go_to_writer()
     # What waited to be written before a block has joined is not its own.
     for watch in session._watches:
         watch.look()

@@ -204,7 +204,7 @@ def prepare(engine: Engine) -> None:
         event.listen(engine, name, executing)
 
 
-def begin_late(connection: Connection, name: object = None) -> None:
+def begin_late(connection: Connection) -> None:
     """
     Begin the transaction that SQLite's driver puts off.
 

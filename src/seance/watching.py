@@ -86,7 +86,7 @@ class Watch:
         self.drop()
         # A generator that nobody asks for more has not failed.
         if error is not None and has_written and not isinstance(error, GeneratorExit):
-            session._is_half_done(error)
+            session._leave_half_done(error)
         return has_written
 
 

@@ -26,7 +26,7 @@ from seance import (
     session_factory,
     session_manager,
 )
-from tests.behaviour.test_scope_machine import Interruptions
+from tests.fixtures.interruptions import Interruptions
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
 from tests.test_errors import made

@@ -189,7 +189,6 @@ class TestPostgreSQL:
 @pytest.mark.anyio
 async def test_mariadb(mariadb_url: str) -> None:
     """Both of MySQL's drivers connect, by network and by socket."""
-    pytest.importorskip("asyncmy")
     url = make_url(mariadb_url).update_query_dict(
         {"charset": "utf8mb4", "bind_address": "127.0.0.1", "connect_timeout": "5"}
     )

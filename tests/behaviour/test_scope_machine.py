@@ -12,12 +12,11 @@ import asyncio
 import gc
 import logging
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from threading import Thread
-from types import coroutine
 from typing import Any
 
 import psycopg
@@ -51,6 +50,7 @@ from seance import (
     session_factory,
     session_manager,
 )
+from tests.fixtures.interruptions import Interruptions
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Part, Thing
 
@@ -216,68 +216,6 @@ class Block:
 
 
 # The faces
-
-
-class Interruptions:
-    """
-    Task factory that sees each suspension, of whatever task.
-
-    The task that aims is cancelled at the one it has asked for.
-    """
-
-    def __init__(self) -> None:
-        self.victim: asyncio.Task[Any] | None = None
-        self.is_counting = False
-        self.count = self.first = self.last = 0
-
-    def __call__(
-        self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any
-    ) -> asyncio.Task[Any]:
-        return asyncio.Task(self._run(coro), loop=loop, **options)
-
-    async def _run(self, coro: Coroutine[Any, Any, Any]) -> Any:
-        return await self._steps(coro)
-
-    @coroutine
-    def _steps(self, coro: Coroutine[Any, Any, Any]) -> Any:
-        step: Callable[[Any], Any] = coro.send
-        value: Any = None
-        while True:
-            try:
-                future = step(value)
-            except StopIteration as done:
-                return done.value
-            if self.is_counting:
-                self.count += 1
-                if self.first <= self.count <= self.last and self.victim is not None:
-                    self.victim.cancel()
-            try:
-                step, value = coro.send, (yield future)
-            except GeneratorExit:
-                coro.close()
-                raise
-            except BaseException as error:  # noqa: BLE001  # it is thrown on
-                step, value = coro.throw, error
-
-    def aim(self, number: int, times: int = 1) -> None:
-        """Cancel this task at a suspension, and at those right after it."""
-        self.victim = asyncio.current_task()
-        self.count, self.first, self.last = 0, number, number + times - 1
-
-    def start(self) -> None:
-        self.is_counting = True
-
-    def stop(self) -> None:
-        self.is_counting = False
-
-    @contextmanager
-    def at(self, number: int) -> Iterator[None]:
-        self.aim(number)
-        self.start()
-        try:
-            yield
-        finally:
-            self.stop()
 
 
 class Sync:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,7 @@ from seance import (
     Database,
     DatabaseManager,
     RoutingError,
+    SessionError,
     async_scoped_session,
     async_session_factory,
     async_session_manager,
@@ -431,6 +433,54 @@ class TestContextScope:
         async with async_session_manager(using=scoped) as outer:
             async with async_session_manager():
                 assert outer is scoped()
+
+    async def test_cannot_be_closed(
+        self, db: Database, scoped: async_scoped_session[AsyncSession]
+    ) -> None:
+        """One that cannot be closed is raised, and the block has ended all the same."""
+
+        class Broken(AsyncSession):
+            async def close(self) -> None:
+                raise LookupError("no")
+
+        scoped.session_factory.class_ = Broken
+        with pytest.raises(LookupError, match="no"):
+            async with db.async_session_manager():
+                scoped()
+
+        assert SESSION_CONTEXT.get() is None
+
+
+async def test_own_close(db: Database) -> None:
+    """A block closes by the close() of its session's class, used or not."""
+    closed = []
+
+    class Own(AsyncSession):
+        async def close(self) -> None:
+            closed.append(self)
+            await super().close()
+
+    factory = async_session_factory(routing=db.manager, class_=Own)
+    async with async_session_manager(using=factory):
+        pass
+    async with async_session_manager(using=factory) as session:
+        await session.scalars(select(Thing))
+
+    assert 2 == len(closed)
+
+
+def plain_session(engine: Any) -> Any:
+    """Give a session of the class that ours is derived from."""
+    return AsyncSession.__mro__[1](engine)
+
+
+@pytest.mark.parametrize("options", [{"role": "read"}, {"expire": False}])
+async def test_options_of_ours(db: Database, options: Any) -> None:
+    """What only our sessions know is refused for others, when the block is entered."""
+    factory = partial(plain_session, db.manager.async_engines["default"])
+    with pytest.raises(SessionError, match="needs a session of seance, not"):
+        async with async_session_manager(using=factory, **options):
+            pass
 
 
 async def test_events_of_the_session(db: Database) -> None:

@@ -7,11 +7,12 @@ import gc
 import logging
 from collections.abc import Iterator
 from threading import Event
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from seance import Database, session_manager
+from seance import Database, SessionError, session_manager
 from seance.reports import LeakWatch
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
@@ -139,3 +140,9 @@ class TestLeaks:
         with Database(url, leak_threshold=0.001) as db:
             with db.session_manager():
                 assert has_logged.wait(30)
+
+    @pytest.mark.parametrize("wrong", [0, -1, "30"])
+    def test_wrong_threshold(self, wrong: Any) -> None:
+        """A threshold is a number of seconds."""
+        with pytest.raises(SessionError, match="leak_threshold is a number of seconds"):
+            Database("sqlite://", leak_threshold=wrong)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,7 @@ from seance import (
     DatabaseManager,
     RoutingError,
     Session,
+    SessionError,
     context_scope,
     scoped_session,
     session_factory,
@@ -419,6 +421,54 @@ class TestContextScope:
         with session_manager(using=scoped) as outer:
             with session_manager():
                 assert outer is scoped()
+
+    def test_cannot_be_closed(
+        self, db: Database, scoped: scoped_session[Session]
+    ) -> None:
+        """One that cannot be closed is raised, and the block has ended all the same."""
+
+        class Broken(Session):
+            def close(self) -> None:
+                raise LookupError("no")
+
+        scoped.session_factory.class_ = Broken
+        with pytest.raises(LookupError, match="no"):
+            with db.session_manager():
+                scoped()
+
+        assert SESSION_CONTEXT.get() is None
+
+
+def test_own_close(db: Database) -> None:
+    """A block closes by the close() of its session's class, used or not."""
+    closed = []
+
+    class Own(Session):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    factory = session_factory(routing=db.manager, class_=Own)
+    with session_manager(using=factory):
+        pass
+    with session_manager(using=factory) as session:
+        session.scalars(select(Thing))
+
+    assert 2 == len(closed)
+
+
+def plain_session(engine: Any) -> Any:
+    """Give a session of the class that ours is derived from."""
+    return Session.__mro__[1](engine)
+
+
+@pytest.mark.parametrize("options", [{"role": "read"}, {"expire": False}])
+def test_options_of_ours(db: Database, options: Any) -> None:
+    """What only our sessions know is refused for others, when the block is entered."""
+    factory = partial(plain_session, db.manager.engines["default"])
+    with pytest.raises(SessionError, match="needs a session of seance, not"):
+        with session_manager(using=factory, **options):
+            pass
 
 
 def test_events_of_the_session(db: Database) -> None:
