@@ -101,7 +101,7 @@ class Entry:
         unknown = set(given) - {*_ENTRY_KEYS}
         if unknown or not ("url" in given or "async_url" in given):
             raise self._wrong(
-                f"expected 'url' and optionally {', '.join(map(repr, _ENTRY_KEYS[1:]))}"
+                f"expected 'url' and optionally {', '.join(map(repr, _ENTRY_KEYS[1:-1]))}"
                 f"; given {', '.join(map(repr, given)) or 'nothing'}"
             )
         if given.get("replicas"):

@@ -161,9 +161,13 @@ class Session(_Session):
         """Give the engine, and which rule chose it."""
         options = getattr(clause, "_execution_options", None)
         if options and "engine" in options:
-            return self._named(options["engine"], "execution option", "the statement's")
+            return self._named(
+                options["engine"], "execution option", "the statement's options"
+            )
         if (options := _execution_options(self)) and "engine" in options:
-            return self._named(options["engine"], "execution option", "the session's")
+            return self._named(
+                options["engine"], "execution option", "the session's options"
+            )
         using = USING.get()
         if using is not None and (alias := using.alias_for(self.routing)) is not None:
             return self._named(alias, "using()", f"using({alias!r})")
@@ -260,7 +264,7 @@ class Session(_Session):
                 found = arguments["bind"], "bind_arguments", "named by the call"
             elif execution_options and "engine" in execution_options:
                 alias = execution_options["engine"]
-                found = self._named(alias, "execution option", "the call's")
+                found = self._named(alias, "execution option", "the call's options")
             else:
                 found = self._find(mapper, clause)
         finally:
@@ -496,7 +500,9 @@ class Session(_Session):
     def _with_engine(self, bind_arguments: Any, alias: str) -> dict[str, Any]:
         arguments = dict(bind_arguments or {})
         if arguments.get("bind") is None:
-            arguments["bind"], *_ = self._named(alias, "execution option", "the call's")
+            arguments["bind"], *_ = self._named(
+                alias, "execution option", "the call's options"
+            )
         return arguments
 
     # What runs afterwards
