@@ -36,6 +36,7 @@ KEYWORDS = {
 }
 
 WORDS = {
+    "AsyncExitStack": "ExitStack",
     "AsyncIterator": "Iterator",
     "AsyncSession": "Session",
     "async_session_factory": "session_factory",
@@ -43,6 +44,7 @@ WORDS = {
     "async_url": "url",
     "current_async_session": "current_session",
     "create_async_engine": "create_engine",
+    "enter_async_context": "enter_context",
     "sqlalchemy.ext.asyncio": "sqlalchemy",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

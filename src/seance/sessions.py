@@ -303,6 +303,15 @@ class Session(_Session):
             )
         self._note_write()
 
+    def _begin_writing(self, name: str) -> None:
+        """Let the method *name* write; nobody is asked again on the way."""
+        if self._only_reads():
+            raise RoutingError(
+                f"a block with role='read' refuses {name}(); open the block "
+                f"with role='write'"
+            )
+        self._note_write()
+
     def _note_write(self) -> None:
         """What is done now writes, and is done by the blocks that have joined."""
         self._go_to_writer()
@@ -572,12 +581,7 @@ def _flushes_by_itself(method: M) -> M:
 
     @wraps(method)
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if self._only_reads():
-            raise RoutingError(
-                f"a block with role='read' refuses {method.__name__}(); open the block "
-                f"with role='write'"
-            )
-        self._note_write()
+        self._begin_writing(method.__name__)
         return method(self, *args, **kwargs)
 
     return cast(M, call)

@@ -176,6 +176,7 @@ class SessionBulk(Bulk):
             RejectedRowsError: More than *max_errors* rows were rejected.
             DatabaseError: The database failed; a note says how far it got.
         """
+        self._begin_writing(self.session, "load")
         return load(
             self.session,
             source,
@@ -276,6 +277,7 @@ class AsyncSessionBulk(Bulk):
         The event loop runs between statements; reading and validating a batch
         keeps it busy.
         """
+        self._begin_writing(self.session.sync_session, "load")
         return await self.session.run_sync(
             load,
             source,

@@ -64,6 +64,8 @@ class Bulk:
         #: References that stand for values.
         self._named: list[Proxy] = []
         self._given: set[int] = set()
+        #: The mapped classes there were values of.
+        self._mapped: set[type[Any]] = set()
         # What was current before each block that is open, and before the last left.
         self._previous: list[Any] = []
         self._before: Any = None
@@ -89,7 +91,9 @@ class Bulk:
         Raises:
             SessionError: Anything else.
         """
-        if type(instance) is Proxy:
+        if type(instance) in self._mapped and not is_reference:
+            self._add_value(instance, type(instance))
+        elif type(instance) is Proxy:
             self._registry.adopt(instance)
         elif isinstance(instance, BaseModel):
             self._models.append(instance)
@@ -105,12 +109,13 @@ class Bulk:
         elif is_reference:
             self._registry.adopt(_values.reference_to(instance))
         else:
+            self._mapped.add(type(instance))
             self._add_value(instance, type(instance))
 
     def _add_value(self, given: Any, entity: type[Any]) -> None:
         if id(given) not in self._given:
             self._given.add(id(given))
-            self._values.append(_values.Value(given, entity))
+            self._values.append(_values.Value.of(given, entity))
 
     def entries(self) -> Iterator[BulkEntry]:
         """Give everything the bulk holds: references, then values, as they came."""
@@ -299,17 +304,25 @@ class Bulk:
     ) -> BulkReport:
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        self._begin_writing(session, "flush")
         if self._began_inside and self._savepoint is None:
             ensure_transaction(session.connection())
             with _values.set_aside(self._values):
                 self._savepoint = session.begin_nested()
-        return _values.flush(
-            session,
-            self._values,
-            on_conflict=on_conflict,
-            update_fields=update_fields,
-            on_duplicate=on_duplicate,
-        )
+        with paused():
+            return _values.flush(
+                session,
+                self._values,
+                on_conflict=on_conflict,
+                update_fields=update_fields,
+                on_duplicate=on_duplicate,
+            )
+
+    def _begin_writing(self, session: Any, name: str) -> None:
+        """Have a session of ours refuse, or note, that this bulk writes."""
+        begin_writing = getattr(session, "_begin_writing", None)
+        if begin_writing is not None:
+            begin_writing(f"bulk.{name}")
 
     def _commit(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import (
@@ -23,6 +23,7 @@ from ..keys import Shape, columns_of, identifiers
 from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
 from ..resources import Spec, as_attribute, given_fields
 from ._dialects import bind_processors
+from ._flush import write_new
 from ._plan import batches
 from ._report import BulkReport, Failure, Status
 from ._run import failure, look_up, part_values
@@ -44,6 +45,11 @@ class Value:
     #: Whether its instance is one that the session knew already.
     was_known: bool = False
 
+    @classmethod
+    def of(cls, given: Any, entity: type[Any]) -> Self:
+        """Make the value for a mapped instance, or a ``Spec`` that describes one."""
+        return cls(given, entity, None if isinstance(given, Spec) else given)
+
     @property
     def held(self) -> dict[str, Any]:
         """The attributes that were given, references as they are."""
@@ -55,8 +61,7 @@ class Value:
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
         if self.instance is None:
-            given = self.given
-            self.instance = given.to_resource() if isinstance(given, Spec) else given
+            self.instance = self.given.to_resource()
         return self.instance
 
     def forget(self) -> None:
@@ -183,8 +188,6 @@ def place(
         fills: Whether the attributes that were not given are those of the row.
     """
     given = value.instance
-    if given is None and not isinstance(value.given, Spec):
-        given = value.instance = value.given
     if row is None:
         if given is None:
             value.instance = value.entity(**attributes)
@@ -271,8 +274,9 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
 
 def _replace_proxies(instance: Any) -> None:
     """Put the instances that proxies stand for in the place of the proxies."""
-    held = inspect(instance).dict
-    for relationship in inspect(type(instance)).relationships:
+    state = instance._sa_instance_state
+    held = state.dict
+    for relationship in state.mapper.relationships:
         value = held.get(relationship.key)
         # The state behind both is the same one: nothing changes for the session.
         if type(value) is Proxy:
@@ -389,13 +393,13 @@ def flush(
         for value in values:
             if value in statuses:
                 discard(session, value.instance)
-            elif inspect(value.instance).persistent:
+            elif value.instance._sa_instance_state.key is not None:
                 changed = session.is_modified(value.instance)
                 statuses[value] = "updated" if changed else "unchanged"
             else:
-                session.add(value.instance)
                 statuses[value] = "created"
-    session.flush()
+        write_new(session, [v.instance for v in values if statuses[v] == "created"])
+        session.flush()
     for value in values:
         value.is_row = value.is_row or statuses[value] != "skipped"
     return BulkReport([statuses[value] for value in values])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from seance import (
     Database,
     RoutingError,
     SessionError,
+    Spec,
     async_session_factory,
     async_session_manager,
 )
@@ -32,6 +34,10 @@ async def db(async_url: str, pools: Pools) -> AsyncIterator[Database]:
         yield db
     assert [] == pools.out
     assert [] == pools.dirty
+
+
+class ThingIn(Spec[Thing]):
+    name: str
 
 
 REFUSED = [
@@ -122,6 +128,23 @@ class TestRead:
             async with session.bulk() as bulk:
                 bulk.add(Thing(name="a"), is_reference=True)
                 await bulk.resolve()
+
+    @pytest.mark.parametrize("joins", [False, True])
+    async def test_writing_bulk(self, db: Database, joins: bool) -> None:
+        async with AsyncExitStack() as stack:
+            if joins:
+                outer = async_session_manager(auto_commit=True)
+                await stack.enter_async_context(outer)
+            async with async_session_manager(role="read") as session:
+                async with session.bulk() as bulk:
+                    bulk.add(Thing(name="b"))
+                    with pytest.raises(RoutingError, match=r"refuses bulk\.flush"):
+                        await bulk.flush()
+                    with pytest.raises(RoutingError, match=r"refuses bulk\.load"):
+                        await bulk.load([{"name": "b"}], ThingIn)
+
+        async with async_session_manager() as session:
+            assert 1 == await session.scalar(select(func.count()).select_from(Thing))
 
     @pytest.mark.parametrize("method", ["bulk_insert_mappings", "bulk_update_mappings"])
     async def test_mappings(self, db: Database, method: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from seance import (
     Database,
     RoutingError,
     SessionError,
+    Spec,
     session_factory,
     session_manager,
 )
@@ -31,6 +33,10 @@ def db(url: str, pools: Pools) -> Iterator[Database]:
         yield db
     assert [] == pools.out
     assert [] == pools.dirty
+
+
+class ThingIn(Spec[Thing]):
+    name: str
 
 
 REFUSED = [
@@ -121,6 +127,23 @@ class TestRead:
             with session.bulk() as bulk:
                 bulk.add(Thing(name="a"), is_reference=True)
                 bulk.resolve()
+
+    @pytest.mark.parametrize("joins", [False, True])
+    def test_writing_bulk(self, db: Database, joins: bool) -> None:
+        with ExitStack() as stack:
+            if joins:
+                outer = session_manager(auto_commit=True)
+                stack.enter_context(outer)
+            with session_manager(role="read") as session:
+                with session.bulk() as bulk:
+                    bulk.add(Thing(name="b"))
+                    with pytest.raises(RoutingError, match=r"refuses bulk\.flush"):
+                        bulk.flush()
+                    with pytest.raises(RoutingError, match=r"refuses bulk\.load"):
+                        bulk.load([{"name": "b"}], ThingIn)
+
+        with session_manager() as session:
+            assert 1 == session.scalar(select(func.count()).select_from(Thing))
 
     @pytest.mark.parametrize("method", ["bulk_insert_mappings", "bulk_update_mappings"])
     def test_mappings(self, db: Database, method: str) -> None:

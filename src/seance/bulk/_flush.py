@@ -1,0 +1,143 @@
+"""
+Writes new values: class by class, in the order of their foreign keys.
+
+What can be goes around the unit of work; see :mod:`._insert`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.schema import sort_tables_and_constraints
+
+from ._insert import Insertion, State, insertion, members
+
+
+def write_new(session: Session, instances: Iterable[Any]) -> None:
+    """
+    INSERT the rows of new instances, and of those that are new in the session.
+
+    Their session's transaction ends as it does when a flush fails.
+    """
+    writing = _Writing(session)
+    for state in session._new:
+        writing.take(state)
+    for instance in instances:
+        writing.take(instance._sa_instance_state)
+    transaction = session._autobegin_t()._begin()
+    try:
+        writing.run()
+        transaction.commit()
+    except BaseException:
+        transaction.rollback(_capture_exception=True)
+        raise
+
+
+class _Writing:
+    """New instances on their way into their tables."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        #: In the order they came, by class.
+        self.classes: dict[Mapper[Any], list[State]] = {}
+        self.states: set[State] = set()
+        self._cascades: dict[Mapper[Any], list[Any]] = {}
+
+    def take(self, state: State) -> None:
+        """Take in a new instance, and those that a flush would write with it."""
+        waiting = deque([state])
+        while waiting:
+            state = waiting.popleft()
+            if state in self.states or state.key is not None:
+                continue
+            mapper = state.mapper
+            self.states.add(state)
+            self.classes.setdefault(mapper, []).append(state)
+            for relationship in self._cascading(mapper):
+                held = state.dict.get(relationship.key)
+                if held is None:
+                    continue
+                if relationship.uselist:
+                    waiting.extend(each._sa_instance_state for each in members(held))
+                else:
+                    waiting.append(held._sa_instance_state)
+
+    def _cascading(self, mapper: Mapper[Any]) -> list[Any]:
+        found = self._cascades.get(mapper)
+        if found is None:
+            found = self._cascades[mapper] = [
+                each for each in mapper.relationships if each.cascade.save_update
+            ]
+        return found
+
+    def run(self) -> None:
+        """Write everything."""
+        for mapper in _in_order(self.classes):
+            states = [state for state in self.classes[mapper] if state.key is None]
+            writer = insertion(self.session, mapper) if states else None
+            left = states if writer is None else self._around(writer, states)
+            if left:
+                self.session.add_all([state.obj() for state in left])
+                self.session.flush()
+
+    def _around(self, writer: Insertion, states: Sequence[State]) -> list[State]:
+        """Write what can be around the unit of work; give what is left for it."""
+        fitting = [state for state in states if writer.fits(state, self.states)]
+        left = set(states).difference(fitting)
+        for some in _levels(writer, fitting):
+            left.update(writer.write(some))
+        return [state for state in states if state.key is None]
+
+
+def _levels(writer: Insertion, states: list[State]) -> list[list[State]]:
+    """
+    Give rows after those of the same class that they refer to.
+
+    All at once where their keys are known before. Those that refer to something else
+    that is not written, or to each other in a circle, are left out.
+    """
+    needs: dict[State, list[State]] = {}
+    for state in states:
+        for relationship in writer.parents:
+            parent = state.dict.get(relationship.key)
+            if parent is not None and parent._sa_instance_state.key is None:
+                needs.setdefault(state, []).append(parent._sa_instance_state)
+    ready = [state for state in states if state not in needs]
+    users: dict[State, list[State]] = {}
+    for state, parents in needs.items():
+        for parent in parents:
+            users.setdefault(parent, []).append(state)
+    count = {state: len(parents) for state, parents in needs.items()}
+    places = {state: place for place, state in enumerate(states)} if needs else {}
+    levels = [ready]
+    while levels[-1]:
+        following = []
+        for state in levels[-1]:
+            for user in users.get(state, ()):
+                count[user] -= 1
+                if not count[user]:
+                    following.append(user)
+        levels.append(sorted(following, key=places.__getitem__))
+    if writer.draws_keys:
+        levels = [[state for level in levels for state in level]]
+    return [level for level in levels if level]
+
+
+def _in_order(classes: Iterable[Mapper[Any]]) -> list[Mapper[Any]]:
+    """Put classes in the order of the foreign keys between their tables."""
+    mappers = list(classes)
+    tables = {
+        table: mapper
+        for mapper in mappers
+        for table in mapper.tables
+        if isinstance(table, Table)
+    }
+    ordered: Any = sort_tables_and_constraints(tables)  # type: ignore[no-untyped-call]  # as SQLAlchemy has it
+    places = {table: place for place, (table, _) in enumerate(ordered)}
+    return sorted(
+        mappers, key=lambda mapper: max(places.get(t, 0) for t in mapper.tables)
+    )
