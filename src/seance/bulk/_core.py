@@ -344,11 +344,6 @@ class Bulk:
         return report
 
     def _rollback(self, session: Session) -> None:
-        for value in self._values:
-            value.forget()
-        for proxy in self._named:
-            unsettle(proxy)
-        self._named.clear()
         savepoint, self._savepoint = self._savepoint, None
         # One that a failed flush has ended is not active, but the current one.
         if savepoint is not None and savepoint is session.get_nested_transaction():
@@ -356,6 +351,11 @@ class Bulk:
         elif savepoint is not None or not self._began_inside:
             session.rollback()
         # Otherwise the bulk has sent nothing: what there is is its session's.
+        for value in self._values:
+            value.forget()
+        for proxy in self._named:
+            unsettle(proxy)
+        self._named.clear()
 
 
 def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -230,13 +230,19 @@ class Insertion:
 
         Gives those that have to be left to the unit of work after all.
         """
-        held = [state.dict for state in states]
-        columns = [self._values(attribute, held) for attribute in self.attributes]
-        odd = self._odd(columns)
+        columns = self.values(states)
+        for place in self._made:
+            maker = self.attributes[place].maker
+            if maker is not None:
+                nothing = self.attributes[place].nothing
+                columns[place] = [
+                    maker() if value is nothing else value for value in columns[place]
+                ]
+        odd = self.odd(columns)
         if odd:
             rest = [state for n, state in enumerate(states) if n not in odd]
             return [states[n] for n in odd] + (self.write(rest) if rest else [])
-        self._refer(states, columns, self._draw(states, columns))
+        self.refer(states, columns, self._draw(states, columns))
         left: list[State] = []
         for present, rows in self._alike(columns, len(states)):
             if len(rows) == len(states):
@@ -248,15 +254,15 @@ class Insertion:
                 left.extend(some)
         return left
 
-    def _values(self, attribute: _Attribute, held: list[dict[str, Any]]) -> Values:
-        """Give the values of a column, with the defaults that Python makes."""
-        key, nothing, maker = attribute.key, attribute.nothing, attribute.maker
-        values = [each.get(key, nothing) for each in held]
-        if maker is not None:
-            return [maker() if value is nothing else value for value in values]
-        return values
+    def values(self, states: Sequence[State]) -> list[Values]:
+        """Give what instances hold, by column."""
+        held = [state.dict for state in states]
+        return [
+            [each.get(attribute.key, attribute.nothing) for each in held]
+            for attribute in self.attributes
+        ]
 
-    def _refer(
+    def refer(
         self, states: Sequence[State], columns: list[Values], drawn: dict[State, Any]
     ) -> None:
         """Put the keys of parents where they are referred to."""
@@ -286,7 +292,7 @@ class Insertion:
                         columns[place][n] = value
                         state.dict[self.attributes[place].key] = value
 
-    def _odd(self, columns: list[Values]) -> set[int]:
+    def odd(self, columns: list[Values]) -> set[int]:
         """Say which rows hold SQL, or lack a key that only the database can make."""
         odd: set[int] = set()
         for place, attribute in enumerate(self.attributes):
@@ -341,7 +347,7 @@ class Insertion:
             key = self.attributes[place].key
             for state, value in zip(states, columns[place], strict=True):
                 state.dict[key] = value
-        self._make_persistent(states)
+        self.make_persistent(states)
         unknown = [self.attributes[n].key for n in filled if n not in returned]
         if unknown:
             for state in states:
@@ -429,7 +435,7 @@ class Insertion:
                     return in_key_order(range(count), [columns[n] for n in key])
         return range(count)
 
-    def _make_persistent(self, states: Sequence[State]) -> None:
+    def make_persistent(self, states: Sequence[State]) -> None:
         """Let the session know the instances, as after a flush."""
         for state in states:
             self.session._save_impl(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ from sqlalchemy.orm import (
     Session,
     make_transient,
     make_transient_to_detached,
+    object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -24,6 +26,7 @@ from ..references import Proxy, columns_held, instance_for, settle_instance, tar
 from ..resources import Spec, as_attribute, given_fields
 from ._dialects import bind_processors
 from ._flush import write_new
+from ._merge import merge
 from ._plan import batches
 from ._report import BulkReport, Failure, Status
 from ._run import failure, look_up, part_values
@@ -44,6 +47,8 @@ class Value:
     is_filled: bool = False
     #: Whether its instance is one that the session knew already.
     was_known: bool = False
+    #: What a mapped instance said before it became that of a row.
+    payload: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -65,10 +70,22 @@ class Value:
         return self.instance
 
     def forget(self) -> None:
-        """Be a new value again."""
-        self.is_row = self.is_filled = False
+        """Be a new value again, as it was given."""
+        self.is_row = self.is_filled = self.was_known = False
         if isinstance(self.given, Spec):
             self.instance = None
+        elif self.payload is not None:
+            given = self.instance = self.given
+            session = object_session(given)
+            if session is not None:
+                session.expunge(given)
+            make_transient(given)
+            held = inspect(given).dict
+            for name in _set_attributes(given):
+                held.pop(name)
+            for name, value in self.payload.items():
+                setattr(given, name, value)
+            self.payload = None
 
 
 def reference_to(instance: Any) -> Proxy:
@@ -199,6 +216,12 @@ def place(
                 if name in held and held[name] is not attribute:
                     setattr(given, name, attribute)
         return
+    if not isinstance(value.given, Spec):
+        # Collections are emptied where they are.
+        value.payload = {
+            name: copy(held) if hasattr(held, "_sa_adapter") else held
+            for name, held in value.held.items()
+        }
     mapper = inspect(value.entity)
     identity = tuple(
         row[mapper.get_property_by_column(column).key] for column in mapper.primary_key
@@ -370,11 +393,20 @@ def flush(
         for value in values:
             _replace_proxies(value.made())
         if on_conflict != "raise":
+            allowed = None if update_fields is None else set(update_fields)
             new = [v for v in values if not v.is_row]
+            merged = merge(session, [v.instance for v in new], on_conflict, allowed)
+            for value in new:
+                outcome = merged.get(value.instance._sa_instance_state)
+                if outcome is not None:
+                    statuses[value], instance = outcome
+                    if instance is not value.instance:
+                        discard(session, value.instance)
+                        value.instance, value.was_known = instance, True
+            new = [v for v in new if v not in statuses]
             keyed, superseded = _keyed(session, new, on_duplicate)
             found = _rows_of(session, keyed)
             statuses |= dict.fromkeys(superseded, "skipped")
-            allowed = None if update_fields is None else set(update_fields)
             for value, proxy, _ in keyed:
                 row = found.get(id(proxy))
                 if row is None:
@@ -391,14 +423,17 @@ def flush(
                 names = proxy._seance_shape.names
                 place(session, value, attributes, row, key=names)
         for value in values:
-            if value in statuses:
+            if statuses.get(value) == "skipped":
                 discard(session, value.instance)
+            elif value in statuses:
+                continue
             elif value.instance._sa_instance_state.key is not None:
                 changed = session.is_modified(value.instance)
                 statuses[value] = "updated" if changed else "unchanged"
             else:
                 statuses[value] = "created"
-        write_new(session, [v.instance for v in values if statuses[v] == "created"])
+        created = [v.instance for v in values if statuses[v] == "created"]
+        write_new(session, [i for i in created if i._sa_instance_state.key is None])
         session.flush()
     for value in values:
         value.is_row = value.is_row or statuses[value] != "skipped"

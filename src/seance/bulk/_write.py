@@ -20,6 +20,7 @@ from sqlalchemy import (
     JSON,
     Column,
     Connection,
+    String,
     Table,
     bindparam,
     insert,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.util import await_only
 
@@ -209,7 +211,7 @@ class _UnitOfWork:
         return Written(report.created, report.updated, report.unchanged, report.skipped)
 
 
-class _Processed:
+class Processed:
     """Rows as the driver takes them."""
 
     def __init__(self, connection: Connection, target: Target) -> None:
@@ -253,7 +255,7 @@ def _mapped(processor: Any, values: Sequence[Any]) -> list[Any]:
     return [known[value] for value in values]
 
 
-class _Insert(_Processed):
+class _Insert(Processed):
     """The driver's ``executemany``."""
 
     def __init__(self, connection: Connection, target: Target) -> None:
@@ -308,7 +310,7 @@ class _Insert(_Processed):
         return self.connection.exec_driver_sql(sql, parameters).rowcount
 
 
-class Copy(_Processed):
+class Copy(Processed):
     """
     PostgreSQL's COPY: into the table, or into a temporary one where rows may
     exist already.
@@ -323,26 +325,22 @@ class Copy(_Processed):
         columns = ", ".join(quoted)
         self.into = f"{self.table} ({columns})"
         # One for each set of columns: rows of one load may differ in what they set.
-        self.stage = f"seance_stage_{crc32(self.into.encode()):08x}"
+        self.staged = f"seance_stage_{crc32(self.into.encode()):08x}"
         key = ", ".join(prepare.quote(column.name) for column in target.key)
         self.create = (
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.stage} ON COMMIT DROP AS "
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.staged} ON COMMIT DROP AS "
             f"SELECT 0 AS seance_line, 0 AS seance_round, {columns} "
             f"FROM {self.table} WITH NO DATA"
         )
         self.number = (
-            f"UPDATE {self.stage} SET seance_round = r.n FROM (SELECT seance_line AS l, "
+            f"UPDATE {self.staged} SET seance_round = r.n FROM (SELECT seance_line AS l, "
             f"row_number() OVER (PARTITION BY {key} ORDER BY seance_line) AS n "
-            f"FROM {self.stage}) AS r WHERE seance_line = r.l"
+            f"FROM {self.staged}) AS r WHERE seance_line = r.l"
         )
         changing = [prepare.quote(c.name) for c in target.changing]
         action = "DO NOTHING"
         if target.on_conflict == "update" and changing:
-            ours = [
-                # The type json has no equality of its own.
-                "{0}::text" if _is_json(c) else "{0}"
-                for c in target.changing
-            ]
+            ours = [comparable(c, connection.dialect) for c in target.changing]
             mine = ", ".join(
                 f.format(f"seance_row.{c}") for f, c in zip(ours, changing, strict=True)
             )
@@ -355,7 +353,7 @@ class Copy(_Processed):
             )
         self.move = (
             f"INSERT INTO {self.table} AS seance_row ({columns}) SELECT {columns} "
-            f"FROM {self.stage} {{where}} ORDER BY {key}, seance_line "
+            f"FROM {self.staged} {{where}} ORDER BY {key}, seance_line "
             f"ON CONFLICT ({key}) {action} RETURNING xmax = 0"
         )
 
@@ -365,7 +363,7 @@ class Copy(_Processed):
             copy(self.connection, self.target.table.schema, self.target.table.name,
                  self.into, self.names, rows)  # fmt: skip
             return Written(created=len(rows))
-        self._stage(rows)
+        self.stage(rows)
         try:
             with self.connection.begin_nested():
                 created, updated = self._move("")
@@ -379,15 +377,16 @@ class Copy(_Processed):
             return Written(created=created, skipped=left)
         return Written(created=created, updated=updated, unchanged=left)
 
-    def _stage(self, rows: Sequence[Row]) -> None:
+    def stage(self, rows: Sequence[Row]) -> None:
+        """Put *rows* into the temporary table, numbered from 0."""
         run = self.connection.exec_driver_sql
         run(self.create)
-        run(f"TRUNCATE {self.stage}")
+        run(f"TRUNCATE {self.staged}")
         prepare = self.connection.dialect.identifier_preparer
         names = ["seance_line", *self.names]
-        into = f"{self.stage} ({', '.join(prepare.quote(name) for name in names)})"
+        into = f"{self.staged} ({', '.join(prepare.quote(name) for name in names)})"
         numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy(self.connection, None, self.stage, into, names, numbered)
+        copy(self.connection, None, self.staged, into, names, numbered)
 
     def _move(self, where: str) -> tuple[int, int]:
         result = self.connection.exec_driver_sql(self.move.format(where=where))
@@ -399,7 +398,7 @@ class Copy(_Processed):
         """Write rows of one key one after the other, in the order they came."""
         run = self.connection.exec_driver_sql
         run(self.number)
-        rounds = run(f"SELECT max(seance_round) FROM {self.stage}").scalar_one()
+        rounds = run(f"SELECT max(seance_round) FROM {self.staged}").scalar_one()
         created = updated = 0
         for number in range(1, rounds + 1):
             more = self._move(f"WHERE seance_round = {number}")
@@ -408,10 +407,20 @@ class Copy(_Processed):
         return created, updated
 
 
-def _is_json(column: Column[Any]) -> bool:
-    return isinstance(column.type, JSON) and not isinstance(
-        column.type, postgresql.JSONB
-    )
+def comparable(column: Column[Any], dialect: Dialect) -> str:
+    """Give the form in which values of a column are compared, all of what they say."""
+    kind = column.type
+    if dialect.name == "postgresql":
+        if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
+            return "{0}::text"  # the type json has no equality of its own
+        exact = 'COLLATE "C"'
+    elif dialect.name == "sqlite":
+        exact = "COLLATE BINARY"
+    else:
+        return "CAST({0} AS BINARY)" if isinstance(kind, (String, JSON)) else "{0}"
+    # Equal to a collation is not the same.
+    collated = isinstance(kind, String) and kind.collation is not None
+    return f"{{0}} {exact}" if collated else "{0}"
 
 
 def copy(

@@ -1,0 +1,332 @@
+"""
+Rows written by key, with what became of each: new, changed, the same, or left alone.
+
+The rows go into a temporary table first, each with its place in the input. The rest
+is between two tables of the database, and answers come back by place, so what is equal
+is for the database to say here as well.
+
+PostgreSQL does it in one statement, so that what others write meanwhile comes before
+or after. SQLite has one writer. MariaDB and MySQL lock the rows that exist, update
+them and insert the others; a lock by name keeps two of these from waiting for each
+other for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from sqlalchemy import Column, Connection, event
+
+from ._dialects import ensure_transaction
+from ._report import Status
+from ._write import Copy, Processed, Row, Target, can_copy, comparable
+
+
+class Outcome(NamedTuple):
+    """What became of a row, and what was fetched of it."""
+
+    status: Status
+    fetched: tuple[Any, ...]
+
+
+def stage(
+    connection: Connection,
+    target: Target,
+    changing: Sequence[Column[Any]],
+    fetched: Sequence[Column[Any]] = (),
+) -> Stage | None:
+    """
+    Give what writes rows by way of a temporary table; ``None`` where nothing can.
+
+    Args:
+        changing: What an update sets.
+        fetched: What is given back of each row.
+    """
+    name = "postgresql" if can_copy(connection) else connection.dialect.name
+    kind = _STAGES.get(name)
+    return None if kind is None else kind(connection, target, changing, fetched)
+
+
+class Stage(Processed):
+    """Writes rows by way of a temporary table."""
+
+    create = "CREATE TEMPORARY TABLE IF NOT EXISTS"
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: Target,
+        changing: Sequence[Column[Any]],
+        fetched: Sequence[Column[Any]],
+    ) -> None:
+        super().__init__(connection, target)
+        prepare = connection.dialect.identifier_preparer
+        self.fetched = list(fetched)
+        self.table = prepare.format_table(target.table)
+        self.columns = [prepare.quote(column.name) for column in target.columns]
+        # One for each set of columns: rows of one bulk may differ in what they set.
+        token = f"{self.table} ({', '.join(self.columns)})"
+        self.name = f"seance_stage_{crc32(token.encode()):08x}"
+        self.listed = ", ".join(self.columns)
+        self.key = [prepare.quote(column.name) for column in target.key]
+        self.changing = [prepare.quote(column.name) for column in changing]
+        self.wanted = [prepare.quote(column.name) for column in fetched]
+        #: How a value of each changing column is written to be compared.
+        self.forms = [comparable(column, connection.dialect) for column in changing]
+        self.updates = target.on_conflict == "update" and bool(changing)
+        #: The condition under which a row of the table has the key of a staged one.
+        self.matches = " AND ".join(
+            f"seance_row.{name} = seance_new.{name}" for name in self.key
+        )
+
+    def write_each(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> list[Outcome] | None:
+        """
+        Write *rows*, as :meth:`rows` makes them; say of each what became of it.
+
+        ``None``, with nothing written, where two of them have one key.
+
+        Args:
+            distinct: It is known that none have.
+        """
+        self.fill(rows)
+        if not distinct and self._has_one_twice():
+            return None
+        found: list[Outcome | None] = [None] * len(rows)
+        for place, status, *fetched in self.move():
+            found[place] = Outcome(status, self._read(fetched))
+        return [outcome for outcome in found if outcome is not None]
+
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Put *rows* into the temporary table, numbered from 0."""
+        self.run(
+            f"{self.create} {self.name} AS SELECT 0 AS seance_line, "
+            f"0 AS seance_known, {self.listed} FROM {self.table} WHERE 1 = 0"
+        )
+        self.run(f"DELETE FROM {self.name}")
+        marks = self.marks(["seance_line", "seance_known", *self.columns])
+        self.connection.exec_driver_sql(
+            f"INSERT INTO {self.name} (seance_line, seance_known, {self.listed}) "
+            f"VALUES ({marks})",
+            [(line, 0, *row) for line, row in enumerate(rows)],
+        )
+
+    def marks(self, names: Sequence[str]) -> str:
+        """Give the markers of parameters that are sent by position."""
+        mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
+        return ", ".join([mark] * len(names))
+
+    def move(self) -> Iterable[Any]:
+        """Write what is staged; give place, status and what was fetched of each."""
+        raise NotImplementedError
+
+    def run(self, sql: str) -> Any:
+        """Execute a statement as it stands."""
+        return self.connection.exec_driver_sql(sql)
+
+    def differs(self, one: str, other: str) -> str:
+        """Say in SQL that a changing column of two tables differs."""
+        return " OR ".join(
+            self.unequal.format(form.format(f"{one}.{c}"), form.format(f"{other}.{c}"))
+            for form, c in zip(self.forms, self.changing, strict=True)
+        )
+
+    #: That two values differ, NULL being equal to NULL.
+    unequal = "{} IS DISTINCT FROM {}"
+
+    def _has_one_twice(self) -> bool:
+        key = ", ".join(map(self.grouped, self.target.key))
+        twice = f"SELECT 1 FROM {self.name} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
+        return self.run(twice).first() is not None
+
+    def grouped(self, column: Column[Any]) -> str:
+        """Write a staged column of the key so that it is equal where the row's is."""
+        return self.connection.dialect.identifier_preparer.quote(column.name)
+
+    def _read(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(
+            value if read is None else read(value)
+            for read, value in zip(self._readers, values, strict=True)
+        )
+
+    @property
+    def _readers(self) -> list[Any]:
+        dialect = self.connection.dialect
+        return [
+            column.type.dialect_impl(dialect).result_processor(dialect, None)
+            for column in self.fetched
+        ]
+
+
+class _OnPostgresql(Stage):
+    def fill(self, rows: Sequence[Row]) -> None:
+        Copy(self.connection, self.target).stage(rows)
+
+    def move(self) -> Iterable[Any]:
+        key = ", ".join(self.key)
+        action = "DO NOTHING"
+        if self.updates:
+            action = (
+                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
+                f"WHERE {self.differs('seance_old', 'excluded')}"
+            )
+        back = [f"seance_f{n}" for n in range(len(self.wanted))]
+        returned = "".join(
+            f", seance_old.{c} AS {name}"
+            for c, name in zip(self.wanted, back, strict=True)
+        )
+        keys = [f"seance_k{n}" for n in range(len(self.key))]
+        made = "".join(
+            f", seance_old.{c} AS {name}"
+            for c, name in zip(self.key, keys, strict=True)
+        )
+        same = " AND ".join(
+            f"seance_written.{name} = seance_new.{c}"
+            for c, name in zip(self.key, keys, strict=True)
+        )
+        known = "".join(
+            # Of rows that were there before, which is what this statement sees.
+            f", coalesce(seance_written.{name}, seance_row.{c})"
+            for c, name in zip(self.wanted, back, strict=True)
+        )
+        sql = (
+            f"WITH seance_written AS (INSERT INTO {self.table} AS seance_old "
+            f"({self.listed}) SELECT {self.listed} FROM {self.name} ORDER BY {key} "
+            f"ON CONFLICT ({key}) {action} "
+            f"RETURNING xmax = 0 AS seance_is_new{made}{returned}) "
+            f"SELECT seance_new.seance_line, seance_written.seance_is_new{known} "
+            f"FROM {self.name} AS seance_new "
+            f"LEFT JOIN seance_written ON {same} "
+            f"LEFT JOIN {self.table} AS seance_row ON {self.matches}"
+        )
+        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
+        unseen = []
+        for place, is_new, *fetched in self.run(sql).all():
+            if is_new is None and None in fetched:
+                unseen.append(place)
+            status: Status = (
+                left if is_new is None else "created" if is_new else "updated"
+            )
+            yield place, status, *fetched
+        if unseen:
+            # Committed by somebody else since this statement began.
+            wanted = "".join(f", seance_row.{c}" for c in self.wanted)
+            sql = (
+                f"SELECT seance_line{wanted} FROM {self.name} AS seance_new "
+                f"JOIN {self.table} AS seance_row ON {self.matches} "
+                f"WHERE seance_line IN ({', '.join(map(str, unseen))})"
+            )
+            for place, *fetched in self.run(sql).all():
+                yield place, left, *fetched
+
+
+class _OnSqlite(Stage):
+    unequal = "{} IS NOT {}"
+
+    def grouped(self, column: Column[Any]) -> str:
+        # A table made from a query there has no collations.
+        kind: Any = column.type.dialect_impl(self.connection.dialect)
+        collation = getattr(kind, "collation", None)
+        name = super().grouped(column)
+        return name if collation is None else f"{name} COLLATE {collation}"
+
+    def move(self) -> Iterable[Any]:
+        ensure_transaction(self.connection)
+        # From here on nobody else writes.
+        self.run(f"DELETE FROM {self.table} WHERE 1 = 0")
+        self._mark()
+        key = ", ".join(self.key)
+        action = "DO NOTHING"
+        if self.updates:
+            action = (
+                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
+                f"WHERE {self.differs('seance_row', 'excluded')}"
+            )
+        self.run(
+            f"INSERT INTO {self.table} AS seance_row ({self.listed}) "
+            f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY seance_line "
+            f"ON CONFLICT ({key}) {action}"
+        )
+        return self._all()
+
+    def _mark(self) -> None:
+        """Note which rows exist, and whether they say the same."""
+        same = f"CASE WHEN {self.differs('seance_row', 'seance_new')} THEN 2 ELSE 1 END"
+        self.run(
+            f"UPDATE {self.name} AS seance_new SET seance_known = "
+            f"{same if self.updates else 1} FROM {self.table} AS seance_row "
+            f"WHERE {self.matches}"
+        )
+
+    def _all(self, lock: str = "") -> Iterable[Any]:
+        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
+        statuses: dict[int, Status] = {0: "created", 1: left, 2: "updated"}
+        wanted = "".join(f", seance_row.{c}" for c in self.wanted)
+        sql = (
+            f"SELECT seance_new.seance_line, seance_new.seance_known{wanted} "
+            f"FROM {self.name} AS seance_new JOIN {self.table} AS seance_row "
+            f"ON {self.matches}{lock}"
+        )
+        for place, known, *fetched in self.run(sql).all():
+            yield place, statuses[known], *fetched
+
+
+class _OnMysql(_OnSqlite):
+    unequal = "NOT ({} <=> {})"
+
+    def move(self) -> Iterable[Any]:
+        take_turn(self.connection, self.table)
+        self._mark()
+        both = f"{self.table} AS seance_row JOIN {self.name} AS seance_new"
+        if self.updates:
+            sets = ", ".join(f"seance_row.{c} = seance_new.{c}" for c in self.changing)
+            self.run(
+                f"UPDATE {both} ON {self.matches} SET {sets} WHERE seance_known = 2"
+            )
+        self.run(
+            f"INSERT INTO {self.table} ({self.listed}) SELECT {self.listed} "
+            f"FROM {self.name} WHERE seance_known = 0 ORDER BY {', '.join(self.key)}"
+        )
+        return self._all(" LOCK IN SHARE MODE")
+
+    def _mark(self) -> None:
+        same = f"IF({self.differs('seance_row', 'seance_new')}, 2, 1)"
+        self.run(
+            f"UPDATE {self.name} AS seance_new JOIN {self.table} AS seance_row "
+            f"ON {self.matches} SET seance_known = {same if self.updates else 1}"
+        )
+
+
+def take_turn(connection: Connection, table: str) -> None:
+    """
+    Wait until nobody else writes like this into *table*, until the transaction ends.
+
+    InnoDB locks gaps between keys, so that two of these could wait for each other
+    however their rows are sorted.
+    """
+    name = f"seance {crc32(f'{connection.engine.url.database}.{table}'.encode()):08x}"
+    held = connection.info.setdefault("seance_turns", set())
+    if name in held:
+        return
+    wait = "SELECT GET_LOCK(%s, @@lock_wait_timeout)"
+    connection.exec_driver_sql(wait, (name,))
+    held.add(name)
+
+    def release(connection: Connection) -> None:
+        if name in held:
+            held.discard(name)
+            connection.exec_driver_sql("DO RELEASE_LOCK(%s)", (name,))
+
+    for ending in ("commit", "rollback"):
+        event.listen(connection, ending, release)
+
+
+_STAGES: dict[str, type[Stage]] = {
+    "postgresql": _OnPostgresql,
+    "sqlite": _OnSqlite,
+    "mysql": _OnMysql,
+    "mariadb": _OnMysql,
+}

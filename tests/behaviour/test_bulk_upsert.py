@@ -1,0 +1,243 @@
+"""
+Values written by key: the rows and the report are those of a slow, obvious way.
+
+The slow way asks for each value's row, sets what differs, and adds what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import ForeignKey, String, delete, event, inspect, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from seance import Database, ResolutionError, Session
+from tests.fixtures.databases import Databases
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Shelf(Base):
+    __tablename__ = "shelf"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+
+
+class Item(Base):
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column("the code", String(20), unique=True)
+    name: Mapped[str | None] = mapped_column(String(20))
+    amount: Mapped[int] = mapped_column(default=5)
+    state: Mapped[str] = mapped_column(String(20), server_default=text("'new'"))
+    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
+    shelf: Mapped[Shelf | None] = relationship()
+
+
+class Watched(Base):
+    """The same, but for a program that looks on: it goes the general way."""
+
+    __tablename__ = "watched"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column("the code", String(20), unique=True)
+    name: Mapped[str | None] = mapped_column(String(20))
+    amount: Mapped[int] = mapped_column(default=5)
+    state: Mapped[str] = mapped_column(String(20), server_default=text("'new'"))
+    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
+    shelf: Mapped[Shelf | None] = relationship()
+
+
+@event.listens_for(Watched, "before_update")
+def _look_on(mapper: object, connection: object, watched: Watched) -> None:
+    pass
+
+
+CODES = st.sampled_from(["a", "b", "c", "d", "e", "é%s:x"])
+ATTRIBUTES = st.fixed_dictionaries(
+    {"code": CODES},
+    optional={
+        "name": st.sampled_from([None, "x", "X", "y", 'quo"te']),
+        "amount": st.sampled_from([0, 5, 7]),
+        "state": st.sampled_from(["new", "old"]),
+        "shelf": st.sampled_from([None, "s1", "s2"]),
+    },
+)
+FIELDS = [None, ["name"], ["name", "shelf"], ["amount", "state"], []]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("sqlite", marks=pytest.mark.sqlite, id="sqlite"),
+        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql, id="psycopg"),
+        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb, id="mariadb"),
+    ],
+)
+def db(
+    request: pytest.FixtureRequest,
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Database]:
+    with databases.fresh(request.param, tmp_path_factory.mktemp("upsert")) as url:
+        with Database(url) as db:
+            db.create_all(Base.metadata)
+            with db.session_manager(auto_commit=True) as session:
+                session.add_all([Shelf(code="s1"), Shelf(code="s2")])
+            yield db
+
+
+def made(kind: Any, session: Session, attributes: dict[str, Any]) -> Any:
+    shelves = {shelf.code: shelf for shelf in session.scalars(select(Shelf))}
+    values = dict(attributes)
+    if "shelf" in values:
+        values["shelf"] = shelves.get(values["shelf"])
+    return kind(**values)
+
+
+def seeded(db: Database, kind: Any, rows: list[dict[str, Any]]) -> None:
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(kind))
+        session.add_all([made(kind, session, row) for row in rows])
+
+
+def rows_of(db: Database, kind: Any) -> dict[str, Any]:
+    with db.session_manager() as session:
+        found = session.scalars(select(kind).order_by(kind.code)).all()
+        return {
+            row.code: (row.name, row.amount, row.state, row.shelf and row.shelf.code)
+            for row in found
+        }
+
+
+def slowly(
+    session: Session, kind: Any, instances: list[Any], fields: Any, *, update: bool
+) -> list[str]:
+    statuses = []
+    for instance in instances:
+        given = {
+            name: value
+            for name, value in inspect(instance).dict.items()
+            if name[0] != "_"
+        }
+        row = session.scalars(select(kind).where(kind.code == instance.code)).first()
+        if row is None:
+            session.add(instance)
+            session.flush()
+            statuses.append("created")
+        elif not update:
+            statuses.append("skipped")
+        else:
+            for name, value in given.items():
+                if name != "code" and (fields is None or name in fields):
+                    setattr(row, name, value)
+            statuses.append("updated" if session.is_modified(row) else "unchanged")
+            session.flush()
+    return statuses
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", [Item, Watched])
+def test_rows_and_report(db: Database, kind: Any, data: st.DataObject) -> None:
+    one_each = {"unique_by": lambda row: row["code"]}
+    before = data.draw(st.lists(ATTRIBUTES, max_size=4, **one_each))
+    after = data.draw(st.lists(ATTRIBUTES, max_size=6, **one_each))
+    update = data.draw(st.booleans())
+    fields = data.draw(st.sampled_from(FIELDS)) if update else None
+    known = data.draw(st.booleans())
+
+    seeded(db, kind, before)
+    with db.session_manager(auto_commit=True, expire=False) as session:
+        loaded = list(session.scalars(select(kind))) if known else []
+        instances = [made(kind, session, row) for row in after]
+        with session.bulk() as bulk:
+            for instance in instances:
+                bulk.add(instance)
+            report = bulk.commit(
+                on_conflict="update" if update else "skip", update_fields=fields
+            )
+        statuses = report.statuses
+        assert not session.new
+        assert not session.dirty
+        for instance, status in zip(bulk.get(kind), statuses, strict=True):
+            assert inspect(instance).persistent == (status != "skipped")
+            if status == "skipped":
+                continue
+            held = {n: v for n, v in inspect(instance).dict.items() if n[0] != "_"}
+            session.refresh(instance)
+            assert held.items() <= inspect(instance).dict.items()
+        assert len(loaded) == len(before) * known
+    ours = rows_of(db, kind)
+
+    seeded(db, kind, before)
+    with db.session_manager(auto_commit=True) as session:
+        instances = [made(kind, session, row) for row in after]
+        expected = slowly(session, kind, instances, fields, update=update)
+    assert rows_of(db, kind) == ours
+    assert expected == list(statuses)
+
+
+@pytest.mark.parametrize("kind", [Item, Watched])
+@pytest.mark.parametrize(
+    ("choice", "name", "statuses"),
+    [
+        ("first", "one", ["updated", "skipped", "created"]),
+        ("last", "two", ["skipped", "updated", "created"]),
+    ],
+)
+def test_duplicates(
+    db: Database, kind: Any, choice: Any, name: str, statuses: list[str]
+) -> None:
+    seeded(db, kind, [{"code": "a", "name": "zero"}])
+    with db.session_manager() as session, session.bulk() as bulk:
+        for code, value in [("a", "one"), ("a", "two"), ("b", "three")]:
+            bulk.add(kind(code=code, name=value))
+        report = bulk.commit(on_conflict="update", on_duplicate=choice)
+    assert statuses == report.statuses
+    assert {"a": name, "b": "three"} == {k: v[0] for k, v in rows_of(db, kind).items()}
+
+
+@pytest.mark.parametrize("kind", [Item, Watched])
+def test_refused_duplicates(db: Database, kind: Any) -> None:
+    seeded(db, kind, [{"code": "a", "name": "zero"}])
+    with db.session_manager() as session, session.bulk() as bulk:
+        for code, value in [("a", "one"), ("b", "three"), ("a", "two")]:
+            bulk.add(kind(code=code, name=value))
+        with pytest.raises(ResolutionError, match="'a'"):
+            bulk.commit(on_conflict="update")
+    assert {"a": "zero"} == {k: v[0] for k, v in rows_of(db, kind).items()}
+
+
+@pytest.mark.parametrize("kind", [Item, Watched])
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_undo(db: Database, kind: Any, in_transaction: bool) -> None:
+    """What was written by key is undone with the rest, and can be written again."""
+    seeded(db, kind, [{"code": "a", "name": "zero"}])
+    with db.session_manager() as session:
+        if in_transaction:
+            session.add(kind(code="kept"))
+            session.flush()
+        with session.bulk() as bulk:
+            bulk.add(kind(code="a", name="one"))
+            bulk.add(kind(code="b", name="two"))
+            bulk.flush(on_conflict="update")
+            bulk.rollback()
+            assert not session.new
+            report = bulk.commit(on_conflict="update")
+    assert ["updated", "created"] == report.statuses
+    kept = {"kept"} if in_transaction else set()
+    assert {"a", "b"} | kept == rows_of(db, kind).keys()
+    assert "one" == rows_of(db, kind)["a"][0]
