@@ -37,7 +37,7 @@ from sqlalchemy.orm.state import InstanceState
 from ..keys import identifiers
 from ..references import columns_held
 from ._dialects import orders_alike
-from ._write import Copy, Target, can_copy, in_key_order
+from ._rows import Copy, Target, can_copy, in_key_order
 
 State = InstanceState[Any]
 Values = list[Any]

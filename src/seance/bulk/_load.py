@@ -42,11 +42,12 @@ from ._collector import paused
 from ._dialects import ensure_transaction, orders_alike
 from ._plan import Batch
 from ._report import LoadReport, ReferenceCount, Reject
+from ._rows import Row, Target
 from ._run import look_up, resolve
 from ._sources import Record, Records, plain
 from ._validate import Refused, RowValidator, alike, problems_of
 from ._values import OnConflict
-from ._write import Row, Target, Writer, writer
+from ._write import Writer, writer
 
 LoadMissing = Literal["reject", "null"]
 Commit = Literal["once", "batch"]

@@ -18,8 +18,8 @@ from ..keys import identifiers
 from ._dialects import orders_alike
 from ._insert import Insertion, State, Values, insertion
 from ._report import Status
+from ._rows import Target, in_key_order
 from ._upsert import Outcome, stage
-from ._write import Target, in_key_order
 
 #: What became of a value, and the session's instance of its row.
 Merged = tuple[Status, Any]

@@ -21,7 +21,7 @@ from sqlalchemy import Column, Connection, event
 
 from ._dialects import ensure_transaction
 from ._report import Status
-from ._write import Copy, Processed, Row, Target, can_copy, comparable
+from ._rows import Copy, Processed, Row, Target, can_copy, comparable
 
 
 class Outcome(NamedTuple):
@@ -99,6 +99,18 @@ class Stage(Processed):
         for place, status, *fetched in self.move():
             found[place] = Outcome(status, self._read(fetched))
         return [outcome for outcome in found if outcome is not None]
+
+    def turns(self) -> list[list[int]]:
+        """Put what is staged into turns, so that no two of one have one key."""
+        key = ", ".join(map(self.grouped, self.target.key))
+        order = f"OVER (PARTITION BY {key} ORDER BY seance_line)"
+        sql = f"SELECT seance_line, row_number() {order} FROM {self.name}"
+        turns: list[list[int]] = []
+        for line, turn in sorted(self.run(sql).all()):
+            while len(turns) < turn:
+                turns.append([])
+            turns[turn - 1].append(line)
+        return turns
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Put *rows* into the temporary table, numbered from 0."""

@@ -1,0 +1,357 @@
+"""
+Rows of one table as a driver takes them, and PostgreSQL's COPY of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from types import NoneType
+from typing import Any, Literal, Self
+from uuid import UUID
+from zlib import crc32
+
+from sqlalchemy import JSON, Column, Connection, String, Table, bindparam, insert
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import Mapper
+from sqlalchemy.util import await_only
+
+from ._dialects import bind_processors
+from ._validate import one_zone
+
+Row = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of rows, in numbers."""
+
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+
+    def __iadd__(self, other: Written) -> Self:
+        self.created += other.created
+        self.updated += other.updated
+        self.unchanged += other.unchanged
+        self.skipped += other.skipped
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where rows go: the columns they have, and the key that conflicts go by."""
+
+    mapper: Mapper[Any]
+    columns: tuple[Column[Any], ...]
+    key: tuple[Column[Any], ...]
+    on_conflict: Literal["raise", "update", "skip"]
+
+    @property
+    def table(self) -> Table:
+        """The table of the rows."""
+        table = self.mapper.local_table
+        assert isinstance(table, Table)
+        return table
+
+    @property
+    def changing(self) -> list[Column[Any]]:
+        """The columns an update may change."""
+        return [column for column in self.columns if column not in self.key]
+
+
+def can_copy(connection: Connection) -> bool:
+    """Whether rows can be sent by COPY."""
+    dialect = connection.dialect
+    return dialect.name == "postgresql" and dialect.driver in _COPY
+
+
+def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[int]:
+    """
+    Give *rows* in the order of their key, which is given by column.
+
+    An index is written faster in its order, and two writers of the same rows take
+    their locks in the same order.
+    """
+    together = list(zip(*key, strict=True)) if len(key) > 1 else key[0]
+    try:
+        return sorted(rows, key=together.__getitem__)
+    except TypeError:
+        return rows  # null, or a type without an order
+
+
+class Processed:
+    """Rows as the driver takes them."""
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        self.connection = connection
+        self.target = target
+        self.processors = bind_processors(
+            [column.type for column in target.columns], connection.dialect
+        )
+
+    def rows(self, columns: Sequence[Sequence[Any]]) -> list[Row]:
+        """Make rows of columns, after the types' bind processors."""
+        ready = [
+            values if processor is None else _mapped(processor, values)
+            for processor, values in zip(self.processors, columns, strict=True)
+        ]
+        return list(zip(*ready, strict=True))
+
+    def sql(self, statement: Any) -> str:
+        """Compile for this connection's driver, one parameter for each column."""
+        return str(statement.compile(dialect=self.connection.dialect))
+
+    def insert(self, into: Table) -> Any:
+        """Give an INSERT of the target's columns, bound by position."""
+        return insert(into).values(
+            {column.name: bindparam(column.name) for column in self.target.columns}
+        )
+
+
+#: Types of which equal values are written alike; equal times may be in two zones.
+_ALIKE = frozenset({str, int, bool, bytes, date, time, UUID})
+
+
+def _mapped(processor: Any, values: Sequence[Any]) -> list[Any]:
+    """Apply a processor to each value, once to equal ones where that is the same."""
+    kinds = set(map(type, values)) - {NoneType}
+    if len(kinds) != 1 or not (
+        kinds <= _ALIKE or (kinds == {datetime} and one_zone(values))
+    ):
+        return [processor(value) for value in values]
+    known = {value: processor(value) for value in set(values)}
+    return [known[value] for value in values]
+
+
+class Copy(Processed):
+    """
+    PostgreSQL's COPY: into the table, or into a temporary one where rows may
+    exist already.
+    """
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        super().__init__(connection, target)
+        prepare = connection.dialect.identifier_preparer
+        self.names = [column.name for column in target.columns]
+        self.table = prepare.format_table(target.table)
+        quoted = [prepare.quote(name) for name in self.names]
+        columns = ", ".join(quoted)
+        self.into = f"{self.table} ({columns})"
+        # One for each set of columns: rows of one load may differ in what they set.
+        self.staged = f"seance_stage_{crc32(self.into.encode()):08x}"
+        key = ", ".join(prepare.quote(column.name) for column in target.key)
+        self.create = (
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.staged} ON COMMIT DROP AS "
+            f"SELECT 0 AS seance_line, 0 AS seance_round, {columns} "
+            f"FROM {self.table} WITH NO DATA"
+        )
+        self.number = (
+            f"UPDATE {self.staged} SET seance_round = r.n FROM (SELECT seance_line AS l, "
+            f"row_number() OVER (PARTITION BY {key} ORDER BY seance_line) AS n "
+            f"FROM {self.staged}) AS r WHERE seance_line = r.l"
+        )
+        changing = [prepare.quote(c.name) for c in target.changing]
+        action = "DO NOTHING"
+        if target.on_conflict == "update" and changing:
+            ours = [comparable(c, connection.dialect) for c in target.changing]
+            mine = ", ".join(
+                f.format(f"seance_row.{c}") for f, c in zip(ours, changing, strict=True)
+            )
+            theirs = ", ".join(
+                f.format(f"excluded.{c}") for f, c in zip(ours, changing, strict=True)
+            )
+            action = (
+                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in changing)} "
+                f"WHERE ({mine}) IS DISTINCT FROM ({theirs})"
+            )
+        self.move = (
+            f"INSERT INTO {self.table} AS seance_row ({columns}) SELECT {columns} "
+            f"FROM {self.staged} {{where}} ORDER BY {key}, seance_line "
+            f"ON CONFLICT ({key}) {action} RETURNING xmax = 0"
+        )
+
+    def write(self, rows: Sequence[Row]) -> Written:
+        """COPY the rows; with a conflict policy, by way of a temporary table."""
+        if self.target.on_conflict == "raise":
+            copy(self.connection, self.target.table.schema, self.target.table.name,
+                 self.into, self.names, rows)  # fmt: skip
+            return Written(created=len(rows))
+        self._take_turn()
+        self.stage(rows)
+        try:
+            with self.connection.begin_nested():
+                created, updated = self._move("")
+        except sa_exc.DBAPIError as error:
+            # 21000, cardinality_violation: two rows of the batch have one key.
+            if getattr(error.orig, "sqlstate", None) != "21000":
+                raise
+            created, updated = self._move_in_rounds()
+        left = len(rows) - created - updated
+        if self.target.on_conflict == "skip":
+            return Written(created=created, skipped=left)
+        return Written(created=created, updated=updated, unchanged=left)
+
+    def _take_turn(self) -> None:
+        """
+        Wait until nobody else writes batches into the table, until the transaction ends.
+
+        Another one may hold what this one writes next, and want what it has written.
+        """
+        name = self.table.replace("'", "''")
+        self.connection.exec_driver_sql(
+            "SELECT pg_advisory_xact_lock(hashtext('seance'), "
+            f"'{name}'::regclass::oid::integer)"
+        )
+
+    def stage(self, rows: Sequence[Row]) -> None:
+        """Put *rows* into the temporary table, numbered from 0."""
+        run = self.connection.exec_driver_sql
+        run(self.create)
+        run(f"TRUNCATE {self.staged}")
+        prepare = self.connection.dialect.identifier_preparer
+        names = ["seance_line", *self.names]
+        into = f"{self.staged} ({', '.join(prepare.quote(name) for name in names)})"
+        numbered = [(line, *row) for line, row in enumerate(rows)]
+        copy(self.connection, None, self.staged, into, names, numbered)
+
+    def _move(self, where: str) -> tuple[int, int]:
+        result = self.connection.exec_driver_sql(self.move.format(where=where))
+        answers = result.scalars().all()
+        created = sum(answers)
+        return created, len(answers) - created
+
+    def _move_in_rounds(self) -> tuple[int, int]:
+        """Write rows of one key one after the other, in the order they came."""
+        run = self.connection.exec_driver_sql
+        run(self.number)
+        rounds = run(f"SELECT max(seance_round) FROM {self.staged}").scalar_one()
+        created = updated = 0
+        for number in range(1, rounds + 1):
+            more = self._move(f"WHERE seance_round = {number}")
+            created += more[0]
+            updated += more[1]
+        return created, updated
+
+
+def comparable(column: Column[Any], dialect: Dialect) -> str:
+    """Give the form in which values of a column are compared, all of what they say."""
+    kind = column.type
+    if dialect.name == "postgresql":
+        if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
+            return "{0}::text"  # the type json has no equality of its own
+        exact = 'COLLATE "C"'
+    elif dialect.name == "sqlite":
+        exact = "COLLATE BINARY"
+    else:
+        return "CAST({0} AS BINARY)" if isinstance(kind, (String, JSON)) else "{0}"
+    # Equal to a collation is not the same.
+    collated = isinstance(kind, String) and kind.collation is not None
+    return f"{{0}} {exact}" if collated else "{0}"
+
+
+def copy(
+    connection: Connection,
+    schema: str | None,
+    table: str,
+    into: str,
+    names: Sequence[str],
+    rows: Sequence[Row],
+) -> None:
+    """
+    Send rows by COPY, as text with psycopg and binary with asyncpg.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: As any statement does.
+    """
+    sql = f"COPY {into} FROM STDIN"
+    driver: Any = connection.connection.driver_connection
+    dialect = connection.dialect
+    try:
+        if dialect.driver == "asyncpg" and not driver.is_in_transaction():
+            # SQLAlchemy begins one with the first statement that it sees.
+            connection.exec_driver_sql("SELECT 1")
+        _COPY[dialect.driver](driver, schema, table, sql, names, rows)
+    except Exception as error:
+        raise _translated(connection, sql, error) from error
+    except BaseException as error:
+        # Interrupted: what the driver expects next is unknown, so the connection
+        # is of no more use. SQLAlchemy does the same for its own statements.
+        connection.invalidate(error)
+        raise
+
+
+def _translated(connection: Connection, sql: str, error: Exception) -> Exception:
+    dialect = connection.dialect
+    adapted: Any = error
+    module: Any = dialect.dbapi
+    if not isinstance(error, module.Error):
+        # asyncpg's errors become DBAPI ones in SQLAlchemy's adapter only.
+        translate = getattr(module, "_asyncpg_error_translate", {})
+        for cls in type(error).__mro__:
+            if cls in translate:
+                message = f"{type(error)}: {error}"
+                adapted = translate[cls](message, error)
+                # SQLAlchemy 2.0 sets these where it raises, 2.1 in there.
+                adapted.args = (message,)
+                adapted.sqlstate = getattr(error, "sqlstate", None)
+                break
+        else:
+            return error
+    disconnect = dialect.is_disconnect(adapted, connection.connection, None)
+    if disconnect:
+        connection.invalidate(adapted)
+    translated: Exception = sa_exc.DBAPIError.instance(
+        sql,
+        None,
+        adapted,
+        module.Error,
+        connection_invalidated=disconnect,
+        dialect=dialect,
+    )
+    return translated
+
+
+def _copy_psycopg(
+    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
+) -> None:
+    with driver.cursor() as cursor, cursor.copy(sql) as stream:
+        write = stream.write_row
+        for row in rows:
+            write(row)
+
+
+async def _copy_psycopg_async(driver: Any, sql: str, rows: Sequence[Row]) -> None:
+    async with driver.cursor() as cursor, cursor.copy(sql) as stream:
+        write = stream.write_row
+        for row in rows:
+            await write(row)
+
+
+def _copy_psycopg_either(
+    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
+) -> None:
+    if type(driver).__name__.startswith("Async"):
+        await_only(_copy_psycopg_async(driver, sql, rows))
+    else:
+        _copy_psycopg(driver, schema, table, sql, names, rows)
+
+
+def _copy_asyncpg(
+    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
+) -> None:
+    await_only(
+        driver.copy_records_to_table(
+            table, records=rows, columns=list(names), schema_name=schema
+        )
+    )
+
+
+_COPY: dict[str, Any] = {
+    "psycopg": _copy_psycopg_either,
+    "asyncpg": _copy_asyncpg,
+}
