@@ -556,6 +556,10 @@ class Session(_Session):
             with scope.outside() if scope is not None else _nowhere:
                 callbacks.run(error, async_mode=self.async_mode)
 
+    def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Do *work* as one of the methods that one user at a time is inside of."""
+        return work(self, *args)
+
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
         """Give a new bulk on this session, to be entered with ``with``."""
         return SessionBulk(self, proxy_reference=proxy_reference)
@@ -614,6 +618,7 @@ for _name in ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings
     _method = _flushes_by_itself(getattr(_Session, _name))
     setattr(Session, _name, one_at_a_time(_method))
 Session._close_now = one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
+Session._in_turn = one_at_a_time(Session._in_turn, "bulk")  # type: ignore[method-assign]  # as those above
 Session._flush_now = one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
 
 

@@ -88,7 +88,9 @@ class SessionBulk(Bulk):
         Raises:
             ResolutionError: With every failure; nothing was changed.
         """
-        return self._resolve(self.session, raise_errors, scope, strategy, batch_size)
+        return self._do(
+            self.session, self._resolve, raise_errors, scope, strategy, batch_size
+        )
 
     def flush(
         self,
@@ -110,7 +112,9 @@ class SessionBulk(Bulk):
             UnresolvedReferenceError: A value holds a reference not resolved.
             ResolutionError: Two values have one identifier.
         """
-        return self._flush(self.session, on_conflict, update_fields, on_duplicate)
+        return self._do(
+            self.session, self._flush, on_conflict, update_fields, on_duplicate
+        )
 
     def commit(
         self,
@@ -122,7 +126,9 @@ class SessionBulk(Bulk):
         """
         :meth:`flush`, then commit the session; on an error, :meth:`rollback`.
         """
-        return self._commit(self.session, on_conflict, update_fields, on_duplicate)
+        return self._do(
+            self.session, self._commit, on_conflict, update_fields, on_duplicate
+        )
 
     def rollback(self) -> None:
         """
@@ -130,7 +136,7 @@ class SessionBulk(Bulk):
 
         Back to where it began, if the session was in a transaction already.
         """
-        self._rollback(self.session)
+        self._do(self.session, self._rollback)
 
     def load(
         self,
@@ -224,7 +230,7 @@ class AsyncSessionBulk(Bulk):
     ) -> Resolution:
         """Async :meth:`SessionBulk.resolve`."""
         return await self.session.run_sync(
-            self._resolve, raise_errors, scope, strategy, batch_size
+            self._do, self._resolve, raise_errors, scope, strategy, batch_size
         )
 
     async def flush(
@@ -236,7 +242,7 @@ class AsyncSessionBulk(Bulk):
     ) -> BulkReport:
         """Async :meth:`SessionBulk.flush`."""
         return await self.session.run_sync(
-            self._flush, on_conflict, update_fields, on_duplicate
+            self._do, self._flush, on_conflict, update_fields, on_duplicate
         )
 
     async def commit(
@@ -248,12 +254,12 @@ class AsyncSessionBulk(Bulk):
     ) -> BulkReport:
         """Async :meth:`SessionBulk.commit`."""
         return await self.session.run_sync(
-            self._commit, on_conflict, update_fields, on_duplicate
+            self._do, self._commit, on_conflict, update_fields, on_duplicate
         )
 
     async def rollback(self) -> None:
         """Async :meth:`SessionBulk.rollback`."""
-        await self.session.run_sync(self._rollback)
+        await self.session.run_sync(self._do, self._rollback)
 
     async def load(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +34,7 @@ from ._run import Strategy
 from ._values import OnConflict, OnDuplicate
 
 T = TypeVar("T")
+R = TypeVar("R")
 Scope = Literal["all", "references", "values"]
 
 
@@ -192,6 +193,13 @@ class Bulk:
     def is_entered(self) -> bool:
         """Whether a block of this bulk is open."""
         return bool(self._previous)
+
+    @staticmethod
+    def _do(session: Any, work: Callable[..., R], *args: Any) -> R:
+        """Do *work* on a session that nobody else uses meanwhile."""
+        in_turn = getattr(session, "_in_turn", None)
+        # One of SQLAlchemy's own knows no turns.
+        return work(session, *args) if in_turn is None else in_turn(work, *args)
 
     def _resolve(
         self,
