@@ -43,6 +43,12 @@ State = InstanceState[Any]
 Values = list[Any]
 
 _SESSION_EVENTS = ("before_flush", "after_flush", "after_flush_postexec")
+_LIFE_EVENTS = (
+    "after_attach",
+    "before_attach",
+    "pending_to_persistent",
+    "transient_to_pending",
+)
 _MAPPER_EVENTS = ("before_insert", "after_insert")
 
 
@@ -161,6 +167,7 @@ class Insertion:
             for of in self.table.columns
             if of in mapper._columntoproperty
         ]
+        self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
         #: Whether keys are drawn before, so that rows may refer to each other.
         self.draws_keys = can_copy(connection)
@@ -343,10 +350,11 @@ class Insertion:
             self._copy(present, columns)
         else:
             self._insert(present, returned, columns)
+        held = [state.dict for state in states]
         for place in {*self._made, *returned}:
             key = self.attributes[place].key
-            for state, value in zip(states, columns[place], strict=True):
-                state.dict[key] = value
+            for each, value in zip(held, columns[place], strict=True):
+                each[key] = value
         self.make_persistent(states)
         unknown = [self.attributes[n].key for n in filled if n not in returned]
         if unknown:
@@ -437,9 +445,27 @@ class Insertion:
 
     def make_persistent(self, states: Sequence[State]) -> None:
         """Let the session know the instances, as after a flush."""
-        for state in states:
-            self.session._save_impl(state)
-        self.session._register_persistent(set(states))
+        session: Any = self.session
+        if any(getattr(session.dispatch, name) for name in _LIFE_EVENTS):
+            for state in states:
+                session._save_impl(state)
+            session._register_persistent(set(states))
+            return
+        # The same without what a flush does for any mix of classes, which takes
+        # longer than sending the rows.
+        keep, new = session.identity_map.replace, session._transaction._new
+        kind, session_id = self.mapper._identity_class, session.hash_key
+        every = [(state, state.dict) for state in states]
+        for state, held in every:
+            if state.session_id != session_id:
+                session._before_attach(state, state.obj())
+                state.session_id = session_id
+            state.key = kind, tuple([held[name] for name in self._key]), None
+            keep(state)
+            new[state] = True
+        State._commit_all_states(every, session.identity_map)
+        for state in session._new.keys() & states if session._new else ():
+            del session._new[state]
 
 
 def members(collection: Any) -> Iterable[Any]:
