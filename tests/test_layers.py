@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "seance"
 LAYERS = [
     {"errors"},
     {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
-    {"current", "guard", "reading", "references", "sqlite", "watching"},
+    {"current", "guard", "making", "reading", "references", "sqlite", "watching"},
     {"entries", "turns"},
     {"engines"},
     {"resources"},

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -28,7 +29,7 @@ from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .context import SESSION_BULK_CONTEXT
-from .errors import UnresolvedReferenceError
+from .errors import LoadError, UnresolvedReferenceError
 from .keys import Identifiers, Part, Shape, column_type, identifiers
 
 T = TypeVar("T")
@@ -45,6 +46,9 @@ class Proxy:
     else raises :exc:`UnresolvedReferenceError`. Afterwards it delegates to the
     session's instance for that row: attributes, equality, hash, ``isinstance``
     and SQLAlchemy's ``inspect()``.
+
+    A set or dict that was made before keeps the hash of the key. It can be walked
+    through; to be searched, it is made again from a list of its items.
     """
 
     __slots__ = (
@@ -118,7 +122,8 @@ class Proxy:
         return is_resolved(self) and bool(target_of(self) == other)
 
     def __hash__(self) -> int:
-        return hash(target_of(self, "hash"))
+        # Sets and keys of dicts ask for it as they are validated.
+        return hash(target_of(self) if is_resolved(self) else _spelled(self))
 
     def __repr__(self) -> str:
         if is_resolved(self):
@@ -382,11 +387,30 @@ def token_of(value: Any) -> Any:
     if kind is Decimal:
         # A type that stores text keeps 1.0 and 1.00 apart.
         return kind, value.as_tuple()
+    if kind is float:
+        # 0.0 and -0.0 are equal, and no NaN is equal to itself.
+        return kind, value.hex()
     if kind is Proxy or hasattr(value, "_sa_instance_state"):
-        # A proxy has no hash of its own before it is resolved, and an instance
-        # may define equality as it likes; both stay alive in the proxy made here.
+        # The hash of a proxy changes as it is resolved, and an instance may define
+        # equality as it likes; both stay alive in the proxy made here.
         return "instance", id(value)
+    if isinstance(value, Mapping):
+        items = [(token_of(name), token_of(item)) for name, item in value.items()]
+        return kind, tuple(items)
+    if isinstance(value, (list, tuple)):
+        return kind, tuple([token_of(item) for item in value])
+    try:
+        hash(value)
+    except TypeError:
+        return _written(kind, value)
     return kind, value
+
+
+def _written(kind: type[Any], value: Any) -> Any:
+    """Give what tells an unhashable value apart: what it is written as."""
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset([token_of(item) for item in value])
+    return kind, repr(value)
 
 
 class ReferenceValidator:
@@ -450,7 +474,11 @@ class ReferenceValidator:
     def known(self) -> Identifiers:
         """The identifiers of the entity, read when first needed."""
         if self._identifiers is None:
-            found = identifiers(self.entity)
+            try:
+                found = identifiers(self.entity)
+            except LoadError as error:
+                # Not of the payload that happens to come first.
+                raise TypeError(f"a reference cannot be to it: {error}") from None
             for name in self.key.attributes:
                 try:
                     found.part(name)
@@ -502,14 +530,16 @@ class ReferenceValidator:
                 (shape,) = fitting.values()
                 return self._make(shape, [value], registry)
             if fitting:
+                example = repr(next(iter(fitting.values())).names[0])
                 raise PydanticCustomError(
                     "reference_ambiguous",
-                    "could be {keys} of {entity}; give an object such as "
-                    "{{{example}: …}}, or name the key with Key({example})",
+                    "could be {keys} of {entity}; give an object such as {example}, "
+                    "or name the key with {key}",
                     {
                         "keys": " or ".join(s.names[0] for s in fitting.values()),
                         "entity": self.entity.__name__,
-                        "example": repr(next(iter(fitting.values())).names[0]),
+                        "example": f"{{{example}: …}}",
+                        "key": f"Key({example})",
                     },
                 )
         raise self._refused(value)
@@ -648,6 +678,9 @@ def _fits_strictly(shape: Shape, value: Any) -> bool:
     expected = column_type(shape.columns[0])
     if expected in _WRITTEN_DIFFERENTLY.get(type(value), ()):
         return False
+    if isinstance(value, Enum) and expected is not Any:
+        # Pydantic takes its value for the text or number that it is.
+        return isinstance(value, expected)
     return _fits(shape, value)
 
 

@@ -395,7 +395,6 @@ class TestProxy:
             lambda: proxy.id,
             lambda: setattr(proxy, "code", "de"),
             lambda: delattr(proxy, "code"),
-            lambda: hash(proxy),
             lambda: inspect(proxy),
             lambda: pickle.dumps(proxy),
         ):
@@ -461,6 +460,17 @@ class TestProxy:
         assert reference("fr") != reference("fr", Ref[Author])
         nested = [{"country": form, "zone": 1} for form in ("fr", {"code": "fr"})]
         assert reference(nested[0], Ref[Region]) == reference(nested[1], Ref[Region])
+
+    def test_in_sets(self) -> None:
+        """Its hash is that of its key, then that of its target."""
+        first, second = reference("fr"), reference({"code": "fr"})
+        held = {first, second, reference("de")}
+        country = Country(code="fr")
+        settle_instance(first, None, country)
+
+        assert 2 == len(held)
+        assert country in set(list(held))  # noqa: C414  # a set hands on its hashes
+        assert hash(country) == hash(first)
 
     def test_repr(self) -> None:
         """It shows its key."""

@@ -91,7 +91,8 @@ class Bulk:
         """
         if type(instance) is Proxy:
             self._registry.adopt(instance)
-        elif isinstance(instance, BaseModel):
+        # A model of SQLModel is both; it is a value.
+        elif isinstance(instance, BaseModel) and not _is_mapped(instance):
             self._models.append(instance)
             for _, proxy in _proxies_in(instance):
                 self._registry.adopt(proxy)

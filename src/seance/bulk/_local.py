@@ -13,10 +13,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..keys import Shape, identifiers
+from ..keys import Shape, identifiers, with_bases
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
 from ..resources import as_attribute, instances_in
-from ._values import Value, complete_identifiers, place
+from ._values import Value, assign, complete_identifiers, place
 
 
 class Local:
@@ -24,6 +24,7 @@ class Local:
     Finds the value that a reference names.
 
     Attributes:
+        held: The attributes that each value was given, references as they are.
         keys: What each value is looked up by: the reference of the bulk that has
             its key, or else one made here. Of two values with one key, the first.
     """
@@ -32,7 +33,7 @@ class Local:
         self.values = values
         self.keys: dict[Value, Proxy] = {}
         self._registry = registry
-        self._held = {value: value.held for value in values}
+        self.held = {value: value.held for value in values}
         self._by_given: dict[int, Value] = {}
         for value in values:
             self._by_given[id(value.given)] = value
@@ -41,7 +42,7 @@ class Local:
         self._by_token: dict[Any, Value] = {}
         shapes = {
             value: list(complete_identifiers(value.entity, held))
-            for value, held in self._held.items()
+            for value, held in self.held.items()
         }
         self._index(shapes)
         self._find_keys({v: each[0] for v, each in shapes.items() if each})
@@ -52,9 +53,9 @@ class Local:
             found: dict[Any, Value] = {}
             for value, each in shapes.items():
                 for shape in each:
-                    found.setdefault(
-                        self._token(shape, self._parts(value, shape)), value
-                    )
+                    parts = self._parts(value, shape)
+                    for same in with_bases(shape):
+                        found.setdefault(self._token(same, parts), value)
             stable = found.keys() == self._by_token.keys()
             self._by_token = found
             # A key inside a key is told by the value it names, found a pass before.
@@ -85,7 +86,7 @@ class Local:
                 del waiting[value]
 
     def _parts(self, value: Value, shape: Shape) -> list[Any]:
-        return [self._held[value][name] for name in shape.names]
+        return [self.held[value][name] for name in shape.names]
 
     def named(self, given: Any) -> Value | None:
         """Give the value that a reference or an instance is, if it is one."""
@@ -148,7 +149,8 @@ def settle(
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
         for value, left_out in _in_order(values, local):
-            held, row = value.held, rows.get(value)
+            # Not as it is now: what came before may have changed both sides.
+            held, row = local.held[value], rows.get(value)
             attributes = {
                 name: as_attribute(part, local.instance)
                 for name, part in held.items()
@@ -161,7 +163,7 @@ def settle(
                 done.append(proxy)
             late.extend((value, name, held[name]) for name in left_out)
         for value, name, part in late:
-            setattr(value.instance, name, as_attribute(part, local.instance))
+            assign(value, name, as_attribute(part, local.instance))
     return done
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.orm import (
     Mapper,
@@ -16,10 +17,12 @@ from sqlalchemy.orm import (
     make_transient_to_detached,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
 from ..keys import Shape, columns_of, identifiers
+from ..making import check_writable, make
 from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
 from ..resources import Spec, as_attribute, given_fields
 from ._dialects import bind_processors
@@ -51,6 +54,16 @@ class Value:
             return given_fields(self.given)
         held = inspect(self.given).dict
         return {name: held[name] for name in _set_attributes(self.given)}
+
+    @property
+    def adds(self) -> bool:
+        """
+        Whether its collections are added to those of its row.
+
+        What a mapped instance holds may have come there by back references only,
+        and does not say what else there is.
+        """
+        return not isinstance(self.given, Spec)
 
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
@@ -187,7 +200,7 @@ def place(
         given = value.instance = value.given
     if row is None:
         if given is None:
-            value.instance = value.entity(**attributes)
+            value.instance = make(value.entity, attributes)
         else:
             _replace_proxies(given)
             held = inspect(given).dict
@@ -196,6 +209,7 @@ def place(
                 if name in held and held[name] is not attribute:
                     setattr(given, name, attribute)
         return
+    check_writable(value.entity, attributes)
     mapper = inspect(value.entity)
     identity = tuple(
         row[mapper.get_property_by_column(column).key] for column in mapper.primary_key
@@ -209,7 +223,7 @@ def place(
     elif known is not given:
         discard(session, given)
         value.instance = known
-    _apply(session, value.instance, attributes, row, key)
+    _apply(session, value.instance, attributes, row, key, adds=value.adds)
     if fills:
         for name in inspect(value.instance).unloaded & row.keys():
             set_committed_value(value.instance, name, row[name])
@@ -283,7 +297,12 @@ def _replace_proxies(instance: Any) -> None:
 
 def _set_attributes(instance: Any) -> list[str]:
     state = inspect(instance)
-    return [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
+    held = [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
+    if isinstance(instance, BaseModel):
+        # SQLModel sets every default, and knows what was given.
+        defaults = type(instance).model_fields.keys() - instance.model_fields_set
+        held = [name for name in held if name not in defaults]
+    return held
 
 
 def _apply(
@@ -292,17 +311,32 @@ def _apply(
     attributes: Mapping[str, Any],
     row: Mapping[str, Any],
     key: Collection[str],
+    *,
+    adds: bool,
 ) -> None:
-    """Set what differs from the row, or from what the session has changed in it."""
+    """
+    Set what differs from the row, or from what the session has changed in it.
+
+    Args:
+        adds: Whether collections are added to, instead of replaced.
+    """
     mapper = inspect(type(instance))
     primary = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
     held = inspect(instance).dict
     for name, value in attributes.items():
         if name in primary:
             continue
-        prop = mapper.attrs[name]
+        prop = mapper.attrs.get(name)
+        if prop is None:
+            # A hybrid: whatever columns its setter goes to, what they were is known.
+            for attribute in row:
+                _load(instance, attribute, row)
+            setattr(instance, name, value)
+            continue
         if isinstance(prop, RelationshipProperty):
-            if name not in held and _is_the_same_row(prop, value, row):
+            if prop.uselist and adds:
+                _append(instance, name, value)
+            elif name not in held and _is_the_same_row(prop, value, row):
                 set_committed_value(instance, name, value)
             elif held.get(name, _UNSET) is not value:
                 for column in prop.local_columns:
@@ -314,6 +348,23 @@ def _apply(
             continue
         if name not in held or not _equal(session, prop, held[name], value):
             setattr(instance, name, value)
+
+
+def assign(value: Value, name: str, given: Any) -> None:
+    """Set an attribute of the instance of a value, when what it refers to is made."""
+    prop = inspect(value.entity).relationships.get(name)
+    if value.is_row and value.adds and prop is not None and prop.uselist:
+        _append(value.instance, name, given)
+    else:
+        setattr(value.instance, name, given)
+
+
+def _append(instance: Any, name: str, items: Any) -> None:
+    """Add to a collection as a back reference does: it is not loaded for it."""
+    state = inspect(instance)
+    impl = state.manager[name].impl
+    for item in [*(items.values() if isinstance(items, Mapping) else items)]:
+        impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
 
 
 def _load(instance: Any, name: str, row: Mapping[str, Any]) -> None:
