@@ -692,6 +692,7 @@ class Key:
     "time_hour")`` only this one; ``Key(origin="origin", time_hour="hour")``
     composes the key from the model's own fields, which are declared before it:
     each keyword is an attribute of the entity, its value a field of the model.
+    Such a field has no default: what it is composed of is the default.
     """
 
     __slots__ = ("attributes", "composed")

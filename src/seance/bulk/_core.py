@@ -212,6 +212,7 @@ class Bulk:
             session, references, local, scope, strategy, batch_size or BATCH
         )
         failures = self._failures([*outcome.unfound, *missing])
+        failures += local.choose(outcome.rows)
         if failures and raise_errors:
             raise ResolutionError(failures)
         outcome.record()
@@ -257,8 +258,9 @@ class Bulk:
         hydrates = strategy == "hydrate"
         asked = [
             key
-            for value, key in local.keys.items()
+            for value in local.keys
             if not value.is_row or (hydrates and not value.is_filled)
+            for key in local.keys_of(value)
         ]
         if scope == "references":
             asked = []
@@ -275,10 +277,13 @@ class Bulk:
                 of_values=of_values,
                 size=size,
             )
+        of_values = {id(key) for key in asked}
         return outcome, [
             (key, "missing", [])
-            for key in asked
-            if scope == "values" and id(key) not in outcome.rows
+            for value, key in local.keys.items()
+            if scope == "values"
+            and id(key) in of_values
+            and not any(id(each) in outcome.rows for each in local.keys_of(value))
         ]
 
     def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:

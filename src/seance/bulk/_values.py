@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +23,14 @@ from sqlalchemy.orm.interfaces import MANYTOONE
 from ..errors import ResolutionError, SessionError
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
-from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
+from ..references import (
+    Proxy,
+    columns_held,
+    instance_for,
+    key_of,
+    settle_instance,
+    target_of,
+)
 from ..resources import Spec, as_attribute, given_fields
 from ._dialects import bind_processors
 from ._plan import batches
@@ -111,51 +118,111 @@ def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator
             yield shape
 
 
-def _keyed(
-    session: Session, values: Sequence[Value], on_duplicate: OnDuplicate
-) -> tuple[list[tuple[Value, Proxy, tuple[Any, ...]]], list[Value]]:
-    """Pair each value with its key in columns; give the superseded ones apart."""
-    keyed: dict[Any, tuple[Value, Proxy, tuple[Any, ...]]] = {}
-    superseded: list[Value] = []
-    twice: list[Failure] = []
-    for value in values:
-        instance = value.made()
-        shape = _identifier_of(instance)
-        if shape is None:
-            continue
-        held = inspect(instance).dict
+def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
+    """Give the first spelling of each identifier."""
+    found: dict[frozenset[Any], Shape] = {}
+    for shape in shapes:
+        found.setdefault(frozenset(shape.columns), shape)
+    return list(found.values())
+
+
+#: A key of a value, and its columns.
+_Key = tuple[Proxy, tuple[Any, ...]]
+
+
+def _keys_of(instance: Any) -> Iterator[_Key]:
+    """Give every identifier that is complete, the first one first."""
+    held = inspect(instance).dict
+    for shape in one_of_each(complete_identifiers(type(instance), held)):
         key = tuple(held[name] for name in shape.names)
         columns: list[Any] = []
-        for part, part_value in zip(shape.parts, key, strict=True):
-            known = part_values(part, part_value, lambda proxy: proxy._seance_row)
+        for part, value in zip(shape.parts, key, strict=True):
+            known = part_values(part, value, lambda proxy: proxy._seance_row)
             if known is None:
                 break
             columns.extend(known)
         else:
-            token = (shape, tuple(columns))
-            earlier = keyed.get(token)
-            if earlier is not None and earlier[0].made() is not instance:
-                if on_duplicate == "raise":
-                    names = dict(zip(shape.names, key, strict=True))
-                    twice.append(Failure(shape.entity, names, "ambiguous"))
-                    continue
-                if on_duplicate == "first":
-                    superseded.append(value)
-                    continue
-                superseded.append(earlier[0])
-            keyed[token] = (value, Proxy(shape, key), tuple(columns))
+            yield Proxy(shape, key), tuple(columns)
+
+
+def _keyed(
+    values: Sequence[Value], on_duplicate: OnDuplicate
+) -> tuple[list[tuple[Value, list[_Key]]], list[Value]]:
+    """Pair each value with its keys in columns; give the superseded ones apart."""
+    keyed: dict[Any, tuple[Value, list[_Key]]] = {}
+    superseded: list[Value] = []
+    twice: list[Failure] = []
+    for value in values:
+        instance = value.made()
+        keys = list(_keys_of(instance))
+        if not keys:
+            continue
+        proxy, columns = keys[0]
+        token = (proxy._seance_shape, columns)
+        earlier = keyed.get(token)
+        if earlier is not None and earlier[0].made() is not instance:
+            if on_duplicate == "raise":
+                entity = proxy._seance_shape.entity
+                twice.append(Failure(entity, key_of(proxy), "ambiguous"))
+                continue
+            if on_duplicate == "first":
+                superseded.append(value)
+                continue
+            superseded.append(earlier[0])
+        keyed[token] = (value, keys)
     if twice:
         raise ResolutionError(twice)
     return list(keyed.values()), superseded
 
 
+def choose(
+    keys: Iterable[Proxy], identity: Callable[[Proxy], tuple[Any, ...] | None]
+) -> Proxy | Failure | None:
+    """
+    Give the first of a value's keys that names a row; a failure if others disagree.
+
+    Args:
+        identity: Gives the primary key of the row that a key names.
+    """
+    found = [(key, named) for key in keys if (named := identity(key)) is not None]
+    rows = tuple(dict.fromkeys(named for _, named in found))
+    if len(rows) > 1:
+        several: dict[str, Any] = {}
+        for key, _ in found:
+            several |= key_of(key)
+        entity = found[0][0]._seance_shape.entity
+        return Failure(entity, several, "ambiguous", rows=rows)
+    return found[0][0] if found else None
+
+
+def _chosen(
+    keyed: Iterable[tuple[Value, list[_Key]]], rows: Mapping[int, dict[str, Any]]
+) -> list[tuple[Value, Proxy]]:
+    """Pair each value that has a row with the key that names it."""
+
+    def identity(key: Proxy) -> tuple[Any, ...] | None:
+        row, mapper = rows.get(id(key)), key._seance_shape.mapper
+        if row is None:
+            return None
+        return tuple(
+            row[mapper.get_property_by_column(column).key]
+            for column in mapper.primary_key
+        )
+
+    chosen = [(value, choose((k for k, _ in keys), identity)) for value, keys in keyed]
+    failures = [each for _, each in chosen if isinstance(each, Failure)]
+    if failures:
+        raise ResolutionError(failures)
+    return [(value, key) for value, key in chosen if type(key) is Proxy]
+
+
 def _rows_of(
-    session: Session, keyed: Sequence[tuple[Value, Proxy, tuple[Any, ...]]]
+    session: Session, keyed: Sequence[tuple[Value, list[_Key]]]
 ) -> dict[int, dict[str, Any]]:
     """Look up the rows of keyed values: their loaded columns by attribute."""
     found: dict[int, dict[str, Any]] = {}
     groups: dict[Shape, tuple[list[Proxy], list[tuple[Any, ...]]]] = {}
-    for _, proxy, columns in keyed:
+    for proxy, columns in (key for _, keys in keyed for key in keys):
         group = groups.setdefault(proxy._seance_shape, ([], []))
         group[0].append(proxy)
         group[1].append(columns)
@@ -418,14 +485,12 @@ def flush(
             _replace_proxies(value.made())
         if on_conflict != "raise":
             new = [v for v in values if not v.is_row]
-            keyed, superseded = _keyed(session, new, on_duplicate)
+            keyed, superseded = _keyed(new, on_duplicate)
             found = _rows_of(session, keyed)
             statuses |= dict.fromkeys(superseded, "skipped")
             allowed = None if update_fields is None else set(update_fields)
-            for value, proxy, _ in keyed:
-                row = found.get(id(proxy))
-                if row is None:
-                    continue
+            for value, proxy in _chosen(keyed, found):
+                row = found[id(proxy)]
                 if on_conflict == "skip":
                     statuses[value] = "skipped"
                     continue
