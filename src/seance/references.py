@@ -576,14 +576,19 @@ class ReferenceValidator:
             return nested.reference(value, registry)
         try:
             return _validated(part.columns[0], adapter, value)
-        except ValidationError as error:
+        except _INVALID as error:
+            problem = (
+                error.reason
+                if isinstance(error, UnicodeEncodeError)
+                else error.errors()[0]["msg"]
+            )
             raise PydanticCustomError(
                 "reference_key",
                 "{entity}.{name}: {problem}",
                 {
                     "entity": self.entity.__name__,
                     "name": part.name,
-                    "problem": error.errors()[0]["msg"],
+                    "problem": problem,
                 },
             ) from None
 
@@ -647,10 +652,18 @@ _NEVER: dict[type[Any], tuple[type[Any], ...]] = {
 }
 
 
+#: What tells that a value is none of a column: both are a ``ValueError``.
+_INVALID = (ValidationError, UnicodeEncodeError)
+
+
 def _validated(column: Column[Any], adapter: TypeAdapter[Any], value: Any) -> Any:
-    """Bring *value* to the type of *column*, or raise ``ValidationError``."""
+    """Bring *value* to the type of *column*, or raise one of ``_INVALID``."""
     strict = column_type(column) in _NEVER.get(type(value), ())
-    return adapter.validate_python(value, strict=strict or None)
+    found = adapter.validate_python(value, strict=strict or None)
+    if type(found) is str and not found.isascii():
+        # Half of a surrogate pair: no database has such a text, or could be sent it.
+        found.encode()
+    return found
 
 
 def _fits(shape: Shape, value: Any) -> bool:
@@ -659,7 +672,7 @@ def _fits(shape: Shape, value: Any) -> bool:
         return False
     try:
         _validated(shape.columns[0], adapter, value)
-    except ValidationError:
+    except _INVALID:
         return False
     return True
 
