@@ -30,7 +30,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from .context import SESSION_BULK_CONTEXT
 from .errors import LoadError, UnresolvedReferenceError
-from .keys import Identifiers, Part, Shape, column_type, identifiers
+from .keys import Identifiers, Part, Shape, column_type, identifiers, mapper_of
 
 T = TypeVar("T")
 
@@ -474,11 +474,7 @@ class ReferenceValidator:
     def known(self) -> Identifiers:
         """The identifiers of the entity, read when first needed."""
         if self._identifiers is None:
-            try:
-                found = identifiers(self.entity)
-            except LoadError as error:
-                # Not of the payload that happens to come first.
-                raise TypeError(f"a reference cannot be to it: {error}") from None
+            found = identifiers(_mapper_of(self.entity))
             for name in self.key.attributes:
                 try:
                     found.part(name)
@@ -499,6 +495,9 @@ class ReferenceValidator:
 
     def reference(self, value: Any, registry: Registry | None) -> Any:
         """Give the reference for *value*, interned in *registry* if there is one."""
+        if self._identifiers is None:
+            # Says so if there can be no reference to it, whatever the value is.
+            self.known  # noqa: B018
         if type(value) is Proxy:
             if not issubclass(value._seance_shape.entity, self.entity):
                 raise self._refused(value)
@@ -568,27 +567,23 @@ class ReferenceValidator:
     ) -> Any:
         if value is None:
             return None
-        if part.target is not None:
+        try:
+            if part.target is None:
+                return _validated(part.columns[0], adapter, value)
             nested = self._nested.get(part.name)
             if nested is None:
                 nested = ReferenceValidator(part.target.class_, Key())
                 self._nested[part.name] = nested
             return nested.reference(value, registry)
-        try:
-            return _validated(part.columns[0], adapter, value)
-        except _INVALID as error:
-            problem = (
-                error.reason
-                if isinstance(error, UnicodeEncodeError)
-                else error.errors()[0]["msg"]
-            )
+        except (ValidationError, UnicodeEncodeError, PydanticCustomError) as error:
+            kind = getattr(error, "type", "reference_key")
             raise PydanticCustomError(
-                "reference_key",
+                kind,
                 "{entity}.{name}: {problem}",
                 {
                     "entity": self.entity.__name__,
                     "name": part.name,
-                    "problem": problem,
+                    "problem": _problem(error),
                 },
             ) from None
 
@@ -599,9 +594,7 @@ class ReferenceValidator:
             "reference_key",
             "{given} does not name a row of {entity}; its keys are {keys}",
             {
-                "given": "an object with " + ", ".join(map(str, value))
-                if isinstance(value, Mapping)
-                else f"a value of type {type(value).__name__}",
+                "given": _described(value),
                 "entity": self.entity.__name__,
                 "keys": keys,
             },
@@ -666,6 +659,20 @@ def _validated(column: Column[Any], adapter: TypeAdapter[Any], value: Any) -> An
     return found
 
 
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value)) or 'nothing'}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"]
+    if isinstance(error, PydanticCustomError):
+        return error.message()
+    return str(getattr(error, "reason", error))
+
+
 def _fits(shape: Shape, value: Any) -> bool:
     adapter = shape.adapters[0]
     if adapter is None:
@@ -697,6 +704,10 @@ def _fits_strictly(shape: Shape, value: Any) -> bool:
     return _fits(shape, value)
 
 
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str) and bool(given)
+
+
 class Key:
     """
     Says that a field is a reference, and by which attributes.
@@ -711,6 +722,11 @@ class Key:
     __slots__ = ("attributes", "composed")
 
     def __init__(self, *attributes: str, **composed: str) -> None:
+        wrong = [
+            each for each in (*attributes, *composed.values()) if not _is_name(each)
+        ]
+        if wrong:
+            raise TypeError(f"Key() takes names of attributes, not {wrong[0]!r}")
         if attributes and composed:
             raise TypeError(
                 "Key() takes names of attributes or fields that compose the key, "
@@ -729,10 +745,7 @@ class Key:
     ) -> CoreSchema:
         """Validate with a :class:`ReferenceValidator` in place of the class."""
         entity, optional = _without_none(source)
-        if not isinstance(entity, type):
-            raise TypeError(
-                f"{self!r} marks a mapped class as a reference, not {entity!r}"
-            )
+        check_referable(entity, self)
         validator = ReferenceValidator(entity, self, optional=optional)
         serialization = core_schema.plain_serializer_function_ser_schema(
             serialize_reference, when_used="unless-none"
@@ -767,6 +780,33 @@ class Key:
 
 #: ``Ref[Airline]``: a reference to an airline, by any of its identifiers.
 Ref = Annotated[T, Key()]
+
+
+def check_referable(entity: Any, key: Key) -> None:
+    """
+    Check what can be checked of a class that may be mapped later.
+
+    Raises:
+        TypeError: There can be no reference to it.
+    """
+    if not isinstance(entity, type) or entity.__module__ in ("builtins", "typing"):
+        raise TypeError(
+            f"{key!r} marks a mapped class as a reference, not {_name_of(entity)}"
+        )
+    if entity.__dict__.get("__abstract__"):
+        _mapper_of(entity)
+
+
+def _mapper_of(entity: type[Any]) -> Mapper[Any]:
+    try:
+        return mapper_of(entity)
+    except LoadError as error:
+        # No ValueError: it is not the fault of the payload that comes first.
+        raise TypeError(f"no reference can be to it: {error}") from None
+
+
+def _name_of(entity: Any) -> str:
+    return entity.__name__ if type(entity) is type else repr(entity)
 
 
 def _marked(validator: ReferenceValidator) -> dict[str, Any]:
