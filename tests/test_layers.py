@@ -19,6 +19,7 @@ LAYERS = [
     {"current", "guard", "making", "reading", "references", "sqlite", "watching"},
     {"entries", "turns"},
     {"engines"},
+    {"placeholders"},
     {"resources"},
     {"bulk"},
     {"endings", "sessions"},

@@ -9,7 +9,7 @@ on. Validated inside a bulk, equal keys give one and the same proxy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -282,7 +282,9 @@ class Registry:
     input seen before costs one look-up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hand: Callable[[Any], Any] | None = None) -> None:
+        #: Gives what payloads hold for a reference; ``None``: the proxy itself.
+        self.hand = hand
         self._proxies: dict[Shape, dict[tuple[Any, ...], Proxy]] = {}
         self.raw: dict[ReferenceValidator, dict[Any, Proxy]] = {}
         #: What was added since :meth:`forget_unresolved`, and where it is kept.
@@ -434,15 +436,16 @@ class ReferenceValidator:
         # they came, and no str equals an int.
         kind = type(value)
         if kind is not str and kind is not int:
-            return self.reference(value, registry)
+            found = self.reference(value, registry)
+            return found if registry.hand is None else registry.hand(found)
         known = registry.raw.get(self)
         if known is not None:
             found = known.get(value)
             if found is not None:
-                return found
+                return found if registry.hand is None else registry.hand(found)
         found = self.reference(value, registry)
         registry.remember(self, value, found)
-        return found
+        return found if registry.hand is None else registry.hand(found)
 
     def composed(self, value: Any, info: core_schema.ValidationInfo) -> Any:
         """Give the reference whose key is made of the model's own fields."""
@@ -468,7 +471,11 @@ class ReferenceValidator:
             return None
         bulk = SESSION_BULK_CONTEXT.get()
         shape = self.known.shape(self.key.attributes)
-        return self._make(shape, parts, None if bulk is None else bulk._registry)
+        registry = None if bulk is None else bulk._registry
+        found = self._make(shape, parts, registry)
+        if registry is None or registry.hand is None:
+            return found
+        return registry.hand(found)
 
     @property
     def known(self) -> Identifiers:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapper
 from .errors import LoadError
 from .keys import mapper_of
 from .making import make
+from .placeholders import reference_in
 from .references import Proxy, target_of
 
 T = TypeVar("T")
@@ -84,7 +85,10 @@ def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> 
     if isinstance(value, dict):
         found = {key: as_attribute(item, instance) for key, item in value.items()}
         return value if all(found[key] is value[key] for key in value) else found
-    return instance(value) if hasattr(value, "_sa_instance_state") else value
+    if not hasattr(value, "_sa_instance_state"):
+        return value
+    found = reference_in(value)
+    return target_of(found) if type(found) is Proxy else instance(found)
 
 
 def instances_in(value: Any) -> Iterator[Any]:
@@ -97,8 +101,10 @@ def instances_in(value: Any) -> Iterator[Any]:
     elif isinstance(value, Spec):
         for part in given_fields(value).values():
             yield from instances_in(part)
-    elif type(value) is Proxy or hasattr(value, "_sa_instance_state"):
+    elif type(value) is Proxy:
         yield value
+    elif hasattr(value, "_sa_instance_state"):
+        yield reference_in(value)
 
 
 def entity_of(model: type[Any]) -> type[Any]:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
 from ..keys import identifiers
+from ..placeholders import Placeholders, reference_in, replace_in
 from ..references import (
     Proxy,
     Registry,
@@ -51,13 +52,11 @@ class Bulk:
     """What a bulk holds, and what it does; see :class:`SessionBulk`."""
 
     def __init__(self, session: Any, *, proxy_reference: bool = True) -> None:
-        if not proxy_reference:
-            raise SessionError(
-                "proxy_reference=False is not supported; references are proxies"
-            )
         self.session = session
         self.proxy_reference = proxy_reference
-        self._registry = Registry()
+        self._placeholders = Placeholders()
+        hand = None if proxy_reference else self._placeholders.of
+        self._registry = Registry(hand)
         self._values: list[_values.Value] = []
         self._models: list[BaseModel] = []
         self._hydrated: set[int] = set()
@@ -103,6 +102,8 @@ class Bulk:
                 f"a bulk takes mapped instances, proxies and Pydantic models, "
                 f"not {instance!r}"
             )
+        elif type(found := reference_in(instance)) is Proxy:
+            self._registry.adopt(found)
         elif is_reference:
             self._registry.adopt(_values.reference_to(instance))
         else:
@@ -117,7 +118,8 @@ class Bulk:
         """Give everything the bulk holds: references, then values, as they came."""
         for proxy in self._registry:
             entity = shape_of(proxy).entity
-            yield BulkEntry(proxy, True, entity, is_resolved(proxy))
+            given = proxy if self.proxy_reference else self._placeholders.of(proxy)
+            yield BulkEntry(given, True, entity, is_resolved(proxy))
         for value in self._values:
             yield BulkEntry(
                 value.given if value.instance is None else value.instance,
@@ -150,7 +152,7 @@ class Bulk:
                 continue
             found.append(
                 target_of(entry.instance)
-                if entry.is_reference and entry.is_resolved
+                if type(entry.instance) is Proxy and entry.is_resolved
                 else entry.instance
             )
         return found
@@ -216,6 +218,7 @@ class Bulk:
         if failures and raise_errors:
             raise ResolutionError(failures)
         outcome.record()
+        self._placeholders.bind(session)
         rows = {
             value: _run.attributes_of(inspect(value.entity), outcome.rows[id(key)])
             for value, key in local.keys.items()
@@ -237,6 +240,10 @@ class Bulk:
         )
         self._named.extend(settled)
         self._registry.settle_adopted()
+        if not self.proxy_reference:
+            self._placeholders.settle()
+            for model in self._models:
+                replace_in(model)
         if strategy == "hydrate":
             self._hydrated.update(id(p) for p in references if is_resolved(p))
         return Resolution(
@@ -357,6 +364,10 @@ def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
         raise SessionError(f"{name} is one of {options}, not {given!r}")
 
 
+def _is_instance(value: Any) -> bool:
+    return "_sa_instance_state" in getattr(value, "__dict__", ())
+
+
 def _is_mapped(instance: Any) -> bool:
     try:
         identifiers(type(instance))
@@ -370,6 +381,8 @@ def _proxies_in(
     value: Any, loc: tuple[int | str, ...] = ()
 ) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
     """Give the proxies a payload holds, and where."""
+    if type(value) is not Proxy and _is_instance(value):
+        value = reference_in(value)
     if type(value) is Proxy:
         yield loc, value
         for name, part in key_of(value).items():

@@ -128,7 +128,8 @@ class Local:
         return failures
 
     def _parts(self, value: Value, shape: Shape) -> list[Any]:
-        return [self.held[value][name] for name in shape.names]
+        parts = [self.held[value][name] for name in shape.names]
+        return [next(instances_in(part), part) for part in parts]
 
     def named(self, given: Any) -> Value | None:
         """Give the value that a reference or an instance is, if it is one."""
