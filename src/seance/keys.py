@@ -89,9 +89,11 @@ def columns_of(elements: Iterable[ColumnElement[Any]]) -> tuple[Column[Any], ...
 def column_type(column: Column[Any]) -> Any:
     """Give the Python type of a column's values, ``Any`` where it does not say."""
     try:
-        return column.type.python_type
+        found = column.type.python_type
     except NotImplementedError:
         return Any
+    # SQLAlchemy 2.0 says so of JSON, which holds lists and numbers as well.
+    return Any if found is dict else found
 
 
 def column_adapter(column: Column[Any]) -> TypeAdapter[Any]:
