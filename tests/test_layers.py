@@ -16,9 +16,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "seance"
 LAYERS = [
     {"errors"},
     {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
-    {"current", "guard", "reading", "references", "sqlite", "watching"},
+    {"current", "guard", "making", "reading", "references", "sqlite", "watching"},
     {"entries", "turns"},
     {"engines"},
+    {"placeholders"},
     {"resources"},
     {"bulk"},
     {"endings", "sessions"},

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
 from sqlalchemy import Column, ColumnElement, Table, UniqueConstraint, inspect
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm import Mapper, RelationshipProperty, SynonymProperty
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from .errors import LoadError
@@ -89,9 +89,11 @@ def columns_of(elements: Iterable[ColumnElement[Any]]) -> tuple[Column[Any], ...
 def column_type(column: Column[Any]) -> Any:
     """Give the Python type of a column's values, ``Any`` where it does not say."""
     try:
-        return column.type.python_type
+        found = column.type.python_type
     except NotImplementedError:
         return Any
+    # SQLAlchemy 2.0 says so of JSON, which holds lists and numbers as well.
+    return Any if found is dict else found
 
 
 def column_adapter(column: Column[Any]) -> TypeAdapter[Any]:
@@ -131,6 +133,8 @@ class Identifiers:
         part = self._parts.get(name)
         if part is None:
             prop = self.mapper.attrs[name]
+            if isinstance(prop, SynonymProperty):
+                prop = self.mapper.attrs[prop.name]
             if isinstance(prop, RelationshipProperty):
                 if prop.direction is not MANYTOONE or prop.secondary is not None:
                     raise KeyError(name)
@@ -141,7 +145,7 @@ class Identifiers:
                     columns_of(remote for _, remote in prop.local_remote_pairs),
                 )
             else:
-                part = Part(name, (self.mapper.columns[name],))
+                part = Part(name, (self.mapper.columns[prop.key],))
             self._parts[name] = part
         return part
 
@@ -155,8 +159,16 @@ class Identifiers:
 
     @cached_property
     def spellings(self) -> dict[frozenset[str], Shape]:
-        """Every set of attribute names that names a row, foreign keys either way."""
+        """
+        Every set of attribute names that names a row.
+
+        Foreign keys are spelled either way, columns also by their synonyms.
+        """
         by_column: dict[ColumnElement[Any], list[str]] = {}
+        for synonym in self.mapper.synonyms:
+            column = self.mapper.columns.get(synonym.name)
+            if column is not None:
+                by_column.setdefault(column, []).append(synonym.key)
         for relationship in self.mapper.relationships:
             if relationship.direction is MANYTOONE and not relationship.viewonly:
                 for local, _ in relationship.local_remote_pairs:
@@ -257,6 +269,14 @@ def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
     yield from found
 
 
+def with_bases(shape: Shape) -> Iterator[Shape]:
+    """Give *shape*, and the shapes of base classes that name a row the same way."""
+    yield shape
+    for mapper in shape.mapper.iterate_to_root():
+        if mapper is not shape.mapper and all(n in mapper.attrs for n in shape.names):
+            yield identifiers(mapper).shape(shape.names)
+
+
 _known: WeakKeyDictionary[Mapper[Any], Identifiers] = WeakKeyDictionary()
 
 
@@ -272,6 +292,11 @@ def mapper_of(entity: Any) -> Mapper[Any]:
     except NoInspectionAvailable:
         mapper = None
     if not isinstance(mapper, Mapper):
+        if getattr(entity, "__dict__", {}).get("__abstract__"):
+            raise LoadError(
+                f"{entity.__name__} is abstract, so it has no rows; name one of the "
+                f"mapped classes that derive from it"
+            )
         raise LoadError(
             f"{entity!r} is not a mapped class; map it with SQLAlchemy first"
         )

@@ -9,9 +9,10 @@ on. Validated inside a bulk, equal keys give one and the same proxy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, time
 from decimal import Decimal
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -28,8 +29,8 @@ from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .context import SESSION_BULK_CONTEXT
-from .errors import UnresolvedReferenceError
-from .keys import Identifiers, Part, Shape, column_type, identifiers
+from .errors import LoadError, UnresolvedReferenceError
+from .keys import Identifiers, Part, Shape, column_type, identifiers, mapper_of
 
 T = TypeVar("T")
 
@@ -45,6 +46,9 @@ class Proxy:
     else raises :exc:`UnresolvedReferenceError`. Afterwards it delegates to the
     session's instance for that row: attributes, equality, hash, ``isinstance``
     and SQLAlchemy's ``inspect()``.
+
+    A set or dict that was made before keeps the hash of the key. It can be walked
+    through; to be searched, it is made again from a list of its items.
     """
 
     __slots__ = (
@@ -118,7 +122,8 @@ class Proxy:
         return is_resolved(self) and bool(target_of(self) == other)
 
     def __hash__(self) -> int:
-        return hash(target_of(self, "hash"))
+        # Sets and keys of dicts ask for it as they are validated.
+        return hash(target_of(self) if is_resolved(self) else _spelled(self))
 
     def __repr__(self) -> str:
         if is_resolved(self):
@@ -200,9 +205,11 @@ def target_of(proxy: Proxy, wanted: str = "row") -> Any:
             raise UnresolvedReferenceError(shape.entity, key_of(proxy), wanted)
         # Made on first use: most references of a bulk only lend their key, and
         # a mapped instance costs more than the look-up did.
-        mapper = identifiers(shape.mapper).mapper_for(row)
-        identity = row[: len(shape.primary_key)]
-        target = instance_for(mapper, identity, proxy._seance_session)
+        known = identifiers(shape.mapper)
+        width = len(shape.primary_key)
+        others = zip(known.fetched[width:], row[width:], strict=True)
+        mapper = known.mapper_for(row)
+        target = instance_for(mapper, row[:width], proxy._seance_session, others)
         _set(proxy, "_seance_target", target)
     return target
 
@@ -251,9 +258,17 @@ def columns_held(instance: Any, columns: Iterable[Column[Any]]) -> tuple[Any, ..
 
 
 def instance_for(
-    mapper: Mapper[Any], identity: tuple[Any, ...], session: Session | None
+    mapper: Mapper[Any],
+    identity: tuple[Any, ...],
+    session: Session | None,
+    others: Iterable[tuple[Column[Any], Any]] = (),
 ) -> Any:
-    """Give the session's instance of a row, made with its identity only if new."""
+    """
+    Give the session's instance of a row, made if it has none.
+
+    Args:
+        others: Columns that are known beside the identity, for a new one.
+    """
     key = mapper.identity_key_from_primary_key(identity)
     if session is not None:
         present = session.identity_map.get(key)
@@ -261,7 +276,7 @@ def instance_for(
             return present
     instance = mapper.class_manager.new_instance()
     state = inspect(instance)
-    for column, value in zip(mapper.primary_key, identity, strict=True):
+    for column, value in (*zip(mapper.primary_key, identity, strict=True), *others):
         state.dict[mapper.get_property_by_column(column).key] = value
     make_transient_to_detached(instance)
     if session is not None:
@@ -277,7 +292,9 @@ class Registry:
     input seen before costs one look-up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hand: Callable[[Any], Any] | None = None) -> None:
+        #: Gives what payloads hold for a reference; ``None``: the proxy itself.
+        self.hand = hand
         self._proxies: dict[Shape, dict[tuple[Any, ...], Proxy]] = {}
         self.raw: dict[ReferenceValidator, dict[Any, Proxy]] = {}
         #: What was added since :meth:`forget_unresolved`, and where it is kept.
@@ -382,11 +399,30 @@ def token_of(value: Any) -> Any:
     if kind is Decimal:
         # A type that stores text keeps 1.0 and 1.00 apart.
         return kind, value.as_tuple()
+    if kind is float:
+        # 0.0 and -0.0 are equal, and no NaN is equal to itself.
+        return kind, value.hex()
     if kind is Proxy or hasattr(value, "_sa_instance_state"):
-        # A proxy has no hash of its own before it is resolved, and an instance
-        # may define equality as it likes; both stay alive in the proxy made here.
+        # The hash of a proxy changes as it is resolved, and an instance may define
+        # equality as it likes; both stay alive in the proxy made here.
         return "instance", id(value)
+    if isinstance(value, Mapping):
+        items = [(token_of(name), token_of(item)) for name, item in value.items()]
+        return kind, tuple(items)
+    if isinstance(value, (list, tuple)):
+        return kind, tuple([token_of(item) for item in value])
+    try:
+        hash(value)
+    except TypeError:
+        return _written(kind, value)
     return kind, value
+
+
+def _written(kind: type[Any], value: Any) -> Any:
+    """Give what tells an unhashable value apart: what it is written as."""
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset([token_of(item) for item in value])
+    return kind, repr(value)
 
 
 class ReferenceValidator:
@@ -410,15 +446,16 @@ class ReferenceValidator:
         # they came, and no str equals an int.
         kind = type(value)
         if kind is not str and kind is not int:
-            return self.reference(value, registry)
+            found = self.reference(value, registry)
+            return found if registry.hand is None else registry.hand(found)
         known = registry.raw.get(self)
         if known is not None:
             found = known.get(value)
             if found is not None:
-                return found
+                return found if registry.hand is None else registry.hand(found)
         found = self.reference(value, registry)
         registry.remember(self, value, found)
-        return found
+        return found if registry.hand is None else registry.hand(found)
 
     def composed(self, value: Any, info: core_schema.ValidationInfo) -> Any:
         """Give the reference whose key is made of the model's own fields."""
@@ -444,13 +481,17 @@ class ReferenceValidator:
             return None
         bulk = SESSION_BULK_CONTEXT.get()
         shape = self.known.shape(self.key.attributes)
-        return self._make(shape, parts, None if bulk is None else bulk._registry)
+        registry = None if bulk is None else bulk._registry
+        found = self._make(shape, parts, registry)
+        if registry is None or registry.hand is None:
+            return found
+        return registry.hand(found)
 
     @property
     def known(self) -> Identifiers:
         """The identifiers of the entity, read when first needed."""
         if self._identifiers is None:
-            found = identifiers(self.entity)
+            found = identifiers(_mapper_of(self.entity))
             for name in self.key.attributes:
                 try:
                     found.part(name)
@@ -471,6 +512,9 @@ class ReferenceValidator:
 
     def reference(self, value: Any, registry: Registry | None) -> Any:
         """Give the reference for *value*, interned in *registry* if there is one."""
+        if self._identifiers is None:
+            # Says so if there can be no reference to it, whatever the value is.
+            self.known  # noqa: B018
         if type(value) is Proxy:
             if not issubclass(value._seance_shape.entity, self.entity):
                 raise self._refused(value)
@@ -502,14 +546,16 @@ class ReferenceValidator:
                 (shape,) = fitting.values()
                 return self._make(shape, [value], registry)
             if fitting:
+                example = repr(next(iter(fitting.values())).names[0])
                 raise PydanticCustomError(
                     "reference_ambiguous",
-                    "could be {keys} of {entity}; give an object such as "
-                    "{{{example}: …}}, or name the key with Key({example})",
+                    "could be {keys} of {entity}; give an object such as {example}, "
+                    "or name the key with {key}",
                     {
                         "keys": " or ".join(s.names[0] for s in fitting.values()),
                         "entity": self.entity.__name__,
-                        "example": repr(next(iter(fitting.values())).names[0]),
+                        "example": f"{{{example}: …}}",
+                        "key": f"Key({example})",
                     },
                 )
         raise self._refused(value)
@@ -538,22 +584,23 @@ class ReferenceValidator:
     ) -> Any:
         if value is None:
             return None
-        if part.target is not None:
+        try:
+            if part.target is None:
+                return _validated(part.columns[0], adapter, value)
             nested = self._nested.get(part.name)
             if nested is None:
                 nested = ReferenceValidator(part.target.class_, Key())
                 self._nested[part.name] = nested
             return nested.reference(value, registry)
-        try:
-            return _validated(part.columns[0], adapter, value)
-        except ValidationError as error:
+        except (ValidationError, UnicodeEncodeError, PydanticCustomError) as error:
+            kind = getattr(error, "type", "reference_key")
             raise PydanticCustomError(
-                "reference_key",
+                kind,
                 "{entity}.{name}: {problem}",
                 {
                     "entity": self.entity.__name__,
                     "name": part.name,
-                    "problem": error.errors()[0]["msg"],
+                    "problem": _problem(error),
                 },
             ) from None
 
@@ -564,9 +611,7 @@ class ReferenceValidator:
             "reference_key",
             "{given} does not name a row of {entity}; its keys are {keys}",
             {
-                "given": "an object with " + ", ".join(map(str, value))
-                if isinstance(value, Mapping)
-                else f"a value of type {type(value).__name__}",
+                "given": _described(value),
                 "entity": self.entity.__name__,
                 "keys": keys,
             },
@@ -617,10 +662,32 @@ _NEVER: dict[type[Any], tuple[type[Any], ...]] = {
 }
 
 
+#: What tells that a value is none of a column: both are a ``ValueError``.
+_INVALID = (ValidationError, UnicodeEncodeError)
+
+
 def _validated(column: Column[Any], adapter: TypeAdapter[Any], value: Any) -> Any:
-    """Bring *value* to the type of *column*, or raise ``ValidationError``."""
+    """Bring *value* to the type of *column*, or raise one of ``_INVALID``."""
     strict = column_type(column) in _NEVER.get(type(value), ())
-    return adapter.validate_python(value, strict=strict or None)
+    found = adapter.validate_python(value, strict=strict or None)
+    if type(found) is str and not found.isascii():
+        # Half of a surrogate pair: no database has such a text, or could be sent it.
+        found.encode()
+    return found
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value)) or 'nothing'}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"]
+    if isinstance(error, PydanticCustomError):
+        return error.message()
+    return str(getattr(error, "reason", error))
 
 
 def _fits(shape: Shape, value: Any) -> bool:
@@ -629,7 +696,7 @@ def _fits(shape: Shape, value: Any) -> bool:
         return False
     try:
         _validated(shape.columns[0], adapter, value)
-    except ValidationError:
+    except _INVALID:
         return False
     return True
 
@@ -648,7 +715,14 @@ def _fits_strictly(shape: Shape, value: Any) -> bool:
     expected = column_type(shape.columns[0])
     if expected in _WRITTEN_DIFFERENTLY.get(type(value), ()):
         return False
+    if isinstance(value, Enum) and expected is not Any:
+        # Pydantic takes its value for the text or number that it is.
+        return isinstance(value, expected)
     return _fits(shape, value)
+
+
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str) and bool(given)
 
 
 class Key:
@@ -659,11 +733,17 @@ class Key:
     "time_hour")`` only this one; ``Key(origin="origin", time_hour="hour")``
     composes the key from the model's own fields, which are declared before it:
     each keyword is an attribute of the entity, its value a field of the model.
+    Such a field has no default: what it is composed of is the default.
     """
 
     __slots__ = ("attributes", "composed")
 
     def __init__(self, *attributes: str, **composed: str) -> None:
+        wrong = [
+            each for each in (*attributes, *composed.values()) if not _is_name(each)
+        ]
+        if wrong:
+            raise TypeError(f"Key() takes names of attributes, not {wrong[0]!r}")
         if attributes and composed:
             raise TypeError(
                 "Key() takes names of attributes or fields that compose the key, "
@@ -682,10 +762,7 @@ class Key:
     ) -> CoreSchema:
         """Validate with a :class:`ReferenceValidator` in place of the class."""
         entity, optional = _without_none(source)
-        if not isinstance(entity, type):
-            raise TypeError(
-                f"{self!r} marks a mapped class as a reference, not {entity!r}"
-            )
+        check_referable(entity, self)
         validator = ReferenceValidator(entity, self, optional=optional)
         serialization = core_schema.plain_serializer_function_ser_schema(
             serialize_reference, when_used="unless-none"
@@ -720,6 +797,33 @@ class Key:
 
 #: ``Ref[Airline]``: a reference to an airline, by any of its identifiers.
 Ref = Annotated[T, Key()]
+
+
+def check_referable(entity: Any, key: Key) -> None:
+    """
+    Check what can be checked of a class that may be mapped later.
+
+    Raises:
+        TypeError: There can be no reference to it.
+    """
+    if not isinstance(entity, type) or entity.__module__ in ("builtins", "typing"):
+        raise TypeError(
+            f"{key!r} marks a mapped class as a reference, not {_name_of(entity)}"
+        )
+    if entity.__dict__.get("__abstract__"):
+        _mapper_of(entity)
+
+
+def _mapper_of(entity: type[Any]) -> Mapper[Any]:
+    try:
+        return mapper_of(entity)
+    except LoadError as error:
+        # No ValueError: it is not the fault of the payload that comes first.
+        raise TypeError(f"no reference can be to it: {error}") from None
+
+
+def _name_of(entity: Any) -> str:
+    return entity.__name__ if type(entity) is type else repr(entity)
 
 
 def _marked(validator: ReferenceValidator) -> dict[str, Any]:

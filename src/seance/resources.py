@@ -15,6 +15,8 @@ from sqlalchemy.orm import Mapper
 
 from .errors import LoadError
 from .keys import mapper_of
+from .making import make
+from .placeholders import reference_in
 from .references import Proxy, target_of
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ class Spec(BaseModel, Generic[T]):
         values = {
             name: as_attribute(value) for name, value in given_fields(self).items()
         }
-        return cast(T, entity(**values))
+        return cast(T, make(entity, values))
 
 
 def given_fields(spec: Spec[Any]) -> dict[str, Any]:
@@ -80,7 +82,13 @@ def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> 
         items = [as_attribute(item, instance) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else (items if isinstance(value, list) else set(items))
-    return instance(value) if hasattr(value, "_sa_instance_state") else value
+    if isinstance(value, dict):
+        found = {key: as_attribute(item, instance) for key, item in value.items()}
+        return value if all(found[key] is value[key] for key in value) else found
+    if not hasattr(value, "_sa_instance_state"):
+        return value
+    found = reference_in(value)
+    return target_of(found) if type(found) is Proxy else instance(found)
 
 
 def instances_in(value: Any) -> Iterator[Any]:
@@ -88,11 +96,15 @@ def instances_in(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from instances_in(item)
+    elif isinstance(value, dict):
+        yield from instances_in([*value.values()])
     elif isinstance(value, Spec):
         for part in given_fields(value).values():
             yield from instances_in(part)
-    elif type(value) is Proxy or hasattr(value, "_sa_instance_state"):
+    elif type(value) is Proxy:
         yield value
+    elif hasattr(value, "_sa_instance_state"):
+        yield reference_in(value)
 
 
 def entity_of(model: type[Any]) -> type[Any]:

@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import TypeAdapter
 
-from seance import AsyncSession, Database, Ref, UnresolvedReferenceError
+from seance import (
+    AsyncSession,
+    ConcurrentUseError,
+    Database,
+    Ref,
+    Resolution,
+    UnresolvedReferenceError,
+)
 from tests.fixtures.models import Author, Base, Country
 
 pytestmark = pytest.mark.anyio
@@ -60,6 +67,21 @@ async def test_adding_while_resolving(session: AsyncSession) -> None:
 
     assert 500 <= resolution.unresolved <= 1_000
     assert 1_000 == again.unresolved
+
+
+async def test_both_resolve(session: AsyncSession) -> None:
+    """Of two tasks that resolve at once each gets its answer, or is told to wait."""
+    async with session.bulk() as bulk:
+        country = TypeAdapter(Ref[Country]).validate_python("fr")
+        async with asyncio.timeout(60):
+            both = await asyncio.gather(
+                bulk.resolve(), bulk.resolve(), return_exceptions=True
+            )
+            await bulk.resolve(strategy="hydrate")
+
+    assert {Resolution} <= {type(each) for each in both}
+    assert {Resolution, ConcurrentUseError} >= {type(each) for each in both}
+    assert "France" == country.name
 
 
 async def test_cancelled(session: AsyncSession) -> None:

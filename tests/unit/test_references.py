@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from sqlalchemy import JSON, ForeignKey, UniqueConstraint, inspect, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -34,6 +34,10 @@ from tests.fixtures.models import (
 
 class Base(DeclarativeBase):
     pass
+
+
+class Abstract(Base):
+    __abstract__ = True
 
 
 class Anything(types.TypeDecorator[Any]):
@@ -270,8 +274,8 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "an object with zone does not name a row of Country; its keys are "
-                        "(id) or (code)"
+                        "Region.country: an object with zone does not name a row of "
+                        "Country; its keys are (id) or (code)"
                     ),
                 ),
             ),
@@ -330,8 +334,54 @@ class TestRefused:
             reference("fr", Annotated[Country, Key("nope")])
         with pytest.raises(TypeError, match="not both"):
             Key("a", b="c")
+        for wrong in (1, "", None):
+            with pytest.raises(TypeError, match="names of attributes"):
+                Key(wrong)  # type: ignore[arg-type]  # on purpose
+
+    @pytest.mark.parametrize(
+        "to", [int, str, object, list[int], int | str, Country | Author, Any], ids=str
+    )
+    def test_no_class(self, to: Any) -> None:
+        """What can never be mapped is refused where it is declared."""
         with pytest.raises(TypeError, match="marks a mapped class"):
-            TypeAdapter(Annotated[int | str, Key()])
+            TypeAdapter(Annotated[to, Key()])
+
+    def test_not_mapped(self) -> None:
+        """A class that nobody has mapped is an error of the program, not of the input."""
+        with pytest.raises(TypeError, match="is abstract, so it has no rows"):
+            TypeAdapter(Ref[Abstract])
+        adapter = TypeAdapter(Ref[BaseModel])
+        for given in ("x", None, {}):
+            with pytest.raises(TypeError, match="is not a mapped class"):
+                adapter.validate_python(given)
+
+    def test_where(self) -> None:
+        """The place in the payload is told, and inside of a key as well."""
+
+        class Payload(BaseModel):
+            regions: dict[str, list[Ref[Region]]]
+
+        country = {"codee": "fr"}
+        with pytest.raises(ValidationError) as caught:
+            Payload.model_validate(
+                {"regions": {"x": [{"id": 1}, {"country": country, "zone": 1}]}}
+            )
+        [error] = caught.value.errors()
+
+        assert ("regions", "x", 1) == error["loc"]
+        assert error["msg"].startswith("Region.country: an object with codee")
+
+    def test_forward(self) -> None:
+        """A class may be named before it is there."""
+
+        name = "Later"
+        fields: Any = {"country": (Ref[name], ...), "other": (Ref[name] | None, None)}
+        model = create_model("Payload", **fields)
+        model.model_rebuild(_types_namespace={"Later": Country})
+
+        payload: Any = model.model_validate({"country": "fr"})
+
+        assert "fr" == payload.country.code
 
 
 class TestKeptApart:
@@ -395,7 +445,6 @@ class TestProxy:
             lambda: proxy.id,
             lambda: setattr(proxy, "code", "de"),
             lambda: delattr(proxy, "code"),
-            lambda: hash(proxy),
             lambda: inspect(proxy),
             lambda: pickle.dumps(proxy),
         ):
@@ -461,6 +510,17 @@ class TestProxy:
         assert reference("fr") != reference("fr", Ref[Author])
         nested = [{"country": form, "zone": 1} for form in ("fr", {"code": "fr"})]
         assert reference(nested[0], Ref[Region]) == reference(nested[1], Ref[Region])
+
+    def test_in_sets(self) -> None:
+        """Its hash is that of its key, then that of its target."""
+        first, second = reference("fr"), reference({"code": "fr"})
+        held = {first, second, reference("de")}
+        country = Country(code="fr")
+        settle_instance(first, None, country)
+
+        assert 2 == len(held)
+        assert country in set(list(held))  # noqa: C414  # a set hands on its hashes
+        assert hash(country) == hash(first)
 
     def test_repr(self) -> None:
         """It shows its key."""

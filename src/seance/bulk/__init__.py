@@ -46,7 +46,8 @@ class SessionBulk(Bulk):
 
     Args:
         session: Where rows are looked up and written.
-        proxy_reference: References are proxies; the only form there is so far.
+        proxy_reference: References are proxies; ``False``: placeholders, which are
+            instances of the mapped class, updated in place when they are resolved.
     """
 
     session: Session

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
 from ..keys import identifiers
+from ..placeholders import Placeholders, reference_in, replace_in
 from ..references import (
     Proxy,
     Registry,
@@ -52,13 +53,11 @@ class Bulk:
     """What a bulk holds, and what it does; see :class:`SessionBulk`."""
 
     def __init__(self, session: Any, *, proxy_reference: bool = True) -> None:
-        if not proxy_reference:
-            raise SessionError(
-                "proxy_reference=False is not supported; references are proxies"
-            )
         self.session = session
         self.proxy_reference = proxy_reference
-        self._registry = Registry()
+        self._placeholders = Placeholders()
+        hand = None if proxy_reference else self._placeholders.of
+        self._registry = Registry(hand)
         self._values: list[_values.Value] = []
         self._models: list[BaseModel] = []
         self._hydrated: set[int] = set()
@@ -96,7 +95,8 @@ class Bulk:
             self._add_value(instance, type(instance))
         elif type(instance) is Proxy:
             self._registry.adopt(instance)
-        elif isinstance(instance, BaseModel):
+        # A model of SQLModel is both; it is a value.
+        elif isinstance(instance, BaseModel) and not _is_mapped(instance):
             self._models.append(instance)
             for _, proxy in _proxies_in(instance):
                 self._registry.adopt(proxy)
@@ -107,6 +107,8 @@ class Bulk:
                 f"a bulk takes mapped instances, proxies and Pydantic models, "
                 f"not {instance!r}"
             )
+        elif type(found := reference_in(instance)) is Proxy:
+            self._registry.adopt(found)
         elif is_reference:
             self._registry.adopt(_values.reference_to(instance))
         else:
@@ -122,7 +124,8 @@ class Bulk:
         """Give everything the bulk holds: references, then values, as they came."""
         for proxy in self._registry:
             entity = shape_of(proxy).entity
-            yield BulkEntry(proxy, True, entity, is_resolved(proxy))
+            given = proxy if self.proxy_reference else self._placeholders.of(proxy)
+            yield BulkEntry(given, True, entity, is_resolved(proxy))
         for value in self._values:
             yield BulkEntry(
                 value.given if value.instance is None else value.instance,
@@ -155,7 +158,7 @@ class Bulk:
                 continue
             found.append(
                 target_of(entry.instance)
-                if entry.is_reference and entry.is_resolved
+                if type(entry.instance) is Proxy and entry.is_resolved
                 else entry.instance
             )
         return found
@@ -224,9 +227,11 @@ class Bulk:
             session, references, local, scope, strategy, batch_size or BATCH
         )
         failures = self._failures([*outcome.unfound, *missing])
+        failures += local.choose(outcome.rows)
         if failures and raise_errors:
             raise ResolutionError(failures)
         outcome.record()
+        self._placeholders.bind(session)
         rows = {
             value: _run.attributes_of(inspect(value.entity), outcome.rows[id(key)])
             for value, key in local.keys.items()
@@ -248,6 +253,10 @@ class Bulk:
         )
         self._named.extend(settled)
         self._registry.settle_adopted()
+        if not self.proxy_reference:
+            self._placeholders.settle()
+            for model in self._models:
+                replace_in(model)
         if strategy == "hydrate":
             self._hydrated.update(id(p) for p in references if is_resolved(p))
         return Resolution(
@@ -269,8 +278,9 @@ class Bulk:
         hydrates = strategy == "hydrate"
         asked = [
             key
-            for value, key in local.keys.items()
+            for value in local.keys
             if not value.is_row or (hydrates and not value.is_filled)
+            for key in local.keys_of(value)
         ]
         if scope == "references":
             asked = []
@@ -287,10 +297,13 @@ class Bulk:
                 of_values=of_values,
                 size=size,
             )
+        of_values = {id(key) for key in asked}
         return outcome, [
             (key, "missing", [])
-            for key in asked
-            if scope == "values" and id(key) not in outcome.rows
+            for value, key in local.keys.items()
+            if scope == "values"
+            and id(key) in of_values
+            and not any(id(each) in outcome.rows for each in local.keys_of(value))
         ]
 
     def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:
@@ -372,6 +385,10 @@ def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
         raise SessionError(f"{name} is one of {options}, not {given!r}")
 
 
+def _is_instance(value: Any) -> bool:
+    return "_sa_instance_state" in getattr(value, "__dict__", ())
+
+
 def _is_mapped(instance: Any) -> bool:
     try:
         identifiers(type(instance))
@@ -385,6 +402,8 @@ def _proxies_in(
     value: Any, loc: tuple[int | str, ...] = ()
 ) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
     """Give the proxies a payload holds, and where."""
+    if type(value) is not Proxy and _is_instance(value):
+        value = reference_in(value)
     if type(value) is Proxy:
         yield loc, value
         for name, part in key_of(value).items():

@@ -178,6 +178,9 @@ _PLAIN_TEXT = frozenset(
 
 
 def _in_arrays(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
+    if any(isinstance(t.dialect_impl(dialect), types.ARRAY) for t in _key_types(batch)):
+        # unnest() takes arrays of arrays apart to their last items.
+        return _in_parameters(batch, dialect)
     parameters = {}
     arrays = []
     names = []

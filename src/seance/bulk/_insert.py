@@ -273,7 +273,6 @@ class Insertion:
         self, states: Sequence[State], columns: list[Values], drawn: dict[State, Any]
     ) -> None:
         """Put the keys of parents where they are referred to."""
-        counter = self.table.autoincrement_column
         for relationship in self.parents:
             name = relationship.key
             pairs: Any = relationship.local_remote_pairs or ()
@@ -286,18 +285,24 @@ class Insertion:
                     parent: Any = state.dict.get(name)
                     key = keys.get(id(parent))
                     if key is None:
-                        key = columns_held(parent, remote)
-                        own = drawn.get(parent._sa_instance_state)
-                        if own is not None:
-                            # One of these rows refers to another.
-                            key = tuple(
-                                own if of is counter else value
-                                for of, value in zip(remote, key, strict=True)
-                            )
-                        keys[id(parent)] = key
+                        key = keys[id(parent)] = self._key_of(parent, remote, drawn)
                     for place, value in zip(places, key, strict=True):
                         columns[place][n] = value
                         state.dict[self.attributes[place].key] = value
+
+    def _key_of(
+        self, parent: Any, columns: Sequence[Column[Any]], drawn: dict[State, Any]
+    ) -> tuple[Any, ...]:
+        """Give what refers to a parent; loads what the session does not know."""
+        its = parent._sa_instance_state
+        key = list(columns_held(parent, columns))
+        for n, of in enumerate(columns):
+            if its in drawn and of is self.table.autoincrement_column:
+                # One of these rows refers to another.
+                key[n] = drawn[its]
+            elif key[n] is None and its.key is not None:
+                key[n] = its.mapper._get_state_attr_by_column(its, its.dict, of)
+        return tuple(key)
 
     def odd(self, columns: list[Values]) -> set[int]:
         """Say which rows hold SQL, or lack a key that only the database can make."""

@@ -13,10 +13,18 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from ..keys import Shape, identifiers
+from ..keys import Shape, identifiers, with_bases
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
 from ..resources import as_attribute, instances_in
-from ._values import Value, complete_identifiers, place
+from ._report import Failure
+from ._values import (
+    Value,
+    assign,
+    choose,
+    complete_identifiers,
+    one_of_each,
+    place,
+)
 
 
 class Local:
@@ -24,15 +32,18 @@ class Local:
     Finds the value that a reference names.
 
     Attributes:
+        held: The attributes that each value was given, references as they are.
         keys: What each value is looked up by: the reference of the bulk that has
             its key, or else one made here. Of two values with one key, the first.
+        others: Its keys by its other identifiers.
     """
 
     def __init__(self, values: Sequence[Value], registry: Registry) -> None:
         self.values = values
         self.keys: dict[Value, Proxy] = {}
+        self.others: dict[Value, list[Proxy]] = {}
         self._registry = registry
-        self._held = {value: value.held for value in values}
+        self.held = {value: value.held for value in values}
         self._by_given: dict[int, Value] = {}
         for value in values:
             self._by_given[id(value.given)] = value
@@ -41,10 +52,10 @@ class Local:
         self._by_token: dict[Any, Value] = {}
         shapes = {
             value: list(complete_identifiers(value.entity, held))
-            for value, held in self._held.items()
+            for value, held in self.held.items()
         }
         self._index(shapes)
-        self._find_keys({v: each[0] for v, each in shapes.items() if each})
+        self._find_keys({v: one_of_each(each) for v, each in shapes.items() if each})
 
     def _index(self, shapes: Mapping[Value, list[Shape]]) -> None:
         nested = any(shape.is_nested for each in shapes.values() for shape in each)
@@ -52,40 +63,73 @@ class Local:
             found: dict[Any, Value] = {}
             for value, each in shapes.items():
                 for shape in each:
-                    found.setdefault(
-                        self._token(shape, self._parts(value, shape)), value
-                    )
+                    parts = self._parts(value, shape)
+                    for same in with_bases(shape):
+                        found.setdefault(self._token(same, parts), value)
             stable = found.keys() == self._by_token.keys()
             self._by_token = found
             # A key inside a key is told by the value it names, found a pass before.
             if stable or not nested:
                 return
 
-    def _find_keys(self, shapes: dict[Value, Shape]) -> None:
+    def _find_keys(self, shapes: dict[Value, list[Shape]]) -> None:
         waiting = {
             value: shape
-            for value, shape in shapes.items()
+            for value, (shape, *_) in shapes.items()
             if self._by_token[self._token(shape, self._parts(value, shape))] is value
         }
         while waiting:
-            ready = []
-            for value, shape in waiting.items():
-                named = [(part, self.named(part)) for part in self._parts(value, shape)]
-                if not any(inner in waiting for _, inner in named):
-                    parts = [
-                        part if inner is None else self.keys.get(inner, part)
-                        for part, inner in named
-                    ]
-                    key = Proxy(shape, tuple(parts))
-                    self.keys[value] = self._registry.find(key) or key
-                    ready.append(value)
+            ready = [
+                value
+                for value, shape in waiting.items()
+                if not any(self.named(p) in waiting for p in self._parts(value, shape))
+            ]
             if not ready:
-                return  # keys that hold each other name no row
+                break  # keys that hold each other name no row
             for value in ready:
-                del waiting[value]
+                self.keys[value] = self._key(value, waiting.pop(value))
+        for value in self.keys:
+            others = [self._key(value, shape) for shape in shapes[value][1:]]
+            if others:
+                self.others[value] = others
+
+    def _key(self, value: Value, shape: Shape) -> Proxy:
+        parts = []
+        for part in self._parts(value, shape):
+            inner = self.named(part)
+            parts.append(part if inner is None else self.keys.get(inner, part))
+        key = Proxy(shape, tuple(parts))
+        return self._registry.find(key) or key
+
+    def keys_of(self, value: Value) -> list[Proxy]:
+        """Give the keys that *value* is looked up by, the first one first."""
+        return [self.keys[value], *self.others.get(value, ())]
+
+    def choose(self, rows: Mapping[int, tuple[Any, ...]]) -> list[Failure]:
+        """
+        Keep for each value the first key that names a row; give those that disagree.
+
+        Args:
+            rows: The rows of keys, by their id.
+        """
+
+        def identity(key: Proxy) -> tuple[Any, ...] | None:
+            row = rows.get(id(key))
+            return None if row is None else row[: len(key._seance_shape.primary_key)]
+
+        failures = []
+        for value in self.others:
+            chosen = choose(self.keys_of(value), identity)
+            if isinstance(chosen, Failure):
+                failures.append(chosen)
+                del self.keys[value]
+            elif chosen is not None:
+                self.keys[value] = chosen
+        return failures
 
     def _parts(self, value: Value, shape: Shape) -> list[Any]:
-        return [self._held[value][name] for name in shape.names]
+        parts = [self.held[value][name] for name in shape.names]
+        return [next(instances_in(part), part) for part in parts]
 
     def named(self, given: Any) -> Value | None:
         """Give the value that a reference or an instance is, if it is one."""
@@ -148,7 +192,8 @@ def settle(
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
         for value, left_out in _in_order(values, local):
-            held, row = value.held, rows.get(value)
+            # Not as it is now: what came before may have changed both sides.
+            held, row = local.held[value], rows.get(value)
             attributes = {
                 name: as_attribute(part, local.instance)
                 for name, part in held.items()
@@ -161,7 +206,7 @@ def settle(
                 done.append(proxy)
             late.extend((value, name, held[name]) for name in left_out)
         for value, name, part in late:
-            setattr(value.instance, name, as_attribute(part, local.instance))
+            assign(value, name, as_attribute(part, local.instance))
     return done
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from pydantic import BaseModel
 from sqlalchemy import inspect
 from sqlalchemy.orm import (
     Mapper,
@@ -18,11 +19,20 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
 from ..keys import Shape, columns_of, identifiers
-from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
+from ..making import check_writable, make
+from ..references import (
+    Proxy,
+    columns_held,
+    instance_for,
+    key_of,
+    settle_instance,
+    target_of,
+)
 from ..resources import Spec, as_attribute, given_fields
 from ._dialects import bind_processors
 from ._flush import write_new
@@ -62,6 +72,16 @@ class Value:
             return given_fields(self.given)
         held = inspect(self.given).dict
         return {name: held[name] for name in _set_attributes(self.given)}
+
+    @property
+    def adds(self) -> bool:
+        """
+        Whether its collections are added to those of its row.
+
+        What a mapped instance holds may have come there by back references only,
+        and does not say what else there is.
+        """
+        return not isinstance(self.given, Spec)
 
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
@@ -120,51 +140,111 @@ def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator
             yield shape
 
 
-def _keyed(
-    session: Session, values: Sequence[Value], on_duplicate: OnDuplicate
-) -> tuple[list[tuple[Value, Proxy, tuple[Any, ...]]], list[Value]]:
-    """Pair each value with its key in columns; give the superseded ones apart."""
-    keyed: dict[Any, tuple[Value, Proxy, tuple[Any, ...]]] = {}
-    superseded: list[Value] = []
-    twice: list[Failure] = []
-    for value in values:
-        instance = value.made()
-        shape = _identifier_of(instance)
-        if shape is None:
-            continue
-        held = inspect(instance).dict
+def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
+    """Give the first spelling of each identifier."""
+    found: dict[frozenset[Any], Shape] = {}
+    for shape in shapes:
+        found.setdefault(frozenset(shape.columns), shape)
+    return list(found.values())
+
+
+#: A key of a value, and its columns.
+_Key = tuple[Proxy, tuple[Any, ...]]
+
+
+def _keys_of(instance: Any) -> Iterator[_Key]:
+    """Give every identifier that is complete, the first one first."""
+    held = inspect(instance).dict
+    for shape in one_of_each(complete_identifiers(type(instance), held)):
         key = tuple(held[name] for name in shape.names)
         columns: list[Any] = []
-        for part, part_value in zip(shape.parts, key, strict=True):
-            known = part_values(part, part_value, lambda proxy: proxy._seance_row)
+        for part, value in zip(shape.parts, key, strict=True):
+            known = part_values(part, value, lambda proxy: proxy._seance_row)
             if known is None:
                 break
             columns.extend(known)
         else:
-            token = (shape, tuple(columns))
-            earlier = keyed.get(token)
-            if earlier is not None and earlier[0].made() is not instance:
-                if on_duplicate == "raise":
-                    names = dict(zip(shape.names, key, strict=True))
-                    twice.append(Failure(shape.entity, names, "ambiguous"))
-                    continue
-                if on_duplicate == "first":
-                    superseded.append(value)
-                    continue
-                superseded.append(earlier[0])
-            keyed[token] = (value, Proxy(shape, key), tuple(columns))
+            yield Proxy(shape, key), tuple(columns)
+
+
+def _keyed(
+    values: Sequence[Value], on_duplicate: OnDuplicate
+) -> tuple[list[tuple[Value, list[_Key]]], list[Value]]:
+    """Pair each value with its keys in columns; give the superseded ones apart."""
+    keyed: dict[Any, tuple[Value, list[_Key]]] = {}
+    superseded: list[Value] = []
+    twice: list[Failure] = []
+    for value in values:
+        instance = value.made()
+        keys = list(_keys_of(instance))
+        if not keys:
+            continue
+        proxy, columns = keys[0]
+        token = (proxy._seance_shape, columns)
+        earlier = keyed.get(token)
+        if earlier is not None and earlier[0].made() is not instance:
+            if on_duplicate == "raise":
+                entity = proxy._seance_shape.entity
+                twice.append(Failure(entity, key_of(proxy), "ambiguous"))
+                continue
+            if on_duplicate == "first":
+                superseded.append(value)
+                continue
+            superseded.append(earlier[0])
+        keyed[token] = (value, keys)
     if twice:
         raise ResolutionError(twice)
     return list(keyed.values()), superseded
 
 
+def choose(
+    keys: Iterable[Proxy], identity: Callable[[Proxy], tuple[Any, ...] | None]
+) -> Proxy | Failure | None:
+    """
+    Give the first of a value's keys that names a row; a failure if others disagree.
+
+    Args:
+        identity: Gives the primary key of the row that a key names.
+    """
+    found = [(key, named) for key in keys if (named := identity(key)) is not None]
+    rows = tuple(dict.fromkeys(named for _, named in found))
+    if len(rows) > 1:
+        several: dict[str, Any] = {}
+        for key, _ in found:
+            several |= key_of(key)
+        entity = found[0][0]._seance_shape.entity
+        return Failure(entity, several, "ambiguous", rows=rows)
+    return found[0][0] if found else None
+
+
+def _chosen(
+    keyed: Iterable[tuple[Value, list[_Key]]], rows: Mapping[int, dict[str, Any]]
+) -> list[tuple[Value, Proxy]]:
+    """Pair each value that has a row with the key that names it."""
+
+    def identity(key: Proxy) -> tuple[Any, ...] | None:
+        row, mapper = rows.get(id(key)), key._seance_shape.mapper
+        if row is None:
+            return None
+        return tuple(
+            row[mapper.get_property_by_column(column).key]
+            for column in mapper.primary_key
+        )
+
+    chosen = [(value, choose((k for k, _ in keys), identity)) for value, keys in keyed]
+    failures = [each for _, each in chosen if isinstance(each, Failure)]
+    if failures:
+        raise ResolutionError(failures)
+    return [(value, key) for value, key in chosen if type(key) is Proxy]
+
+
 def _rows_of(
-    session: Session, keyed: Sequence[tuple[Value, Proxy, tuple[Any, ...]]]
+    session: Session, keyed: Sequence[tuple[Value, list[_Key]]]
 ) -> dict[int, dict[str, Any]]:
     """Look up the rows of keyed values: their loaded columns by attribute."""
     found: dict[int, dict[str, Any]] = {}
     groups: dict[Shape, tuple[list[Proxy], list[tuple[Any, ...]]]] = {}
-    for _, proxy, columns in keyed:
+    for proxy, columns in (key for _, keys in keyed for key in keys):
         group = groups.setdefault(proxy._seance_shape, ([], []))
         group[0].append(proxy)
         group[1].append(columns)
@@ -207,7 +287,7 @@ def place(
     given = value.instance
     if row is None:
         if given is None:
-            value.instance = value.entity(**attributes)
+            value.instance = make(value.entity, attributes)
         else:
             _replace_proxies(given)
             held = inspect(given).dict
@@ -216,6 +296,7 @@ def place(
                 if name in held and held[name] is not attribute:
                     setattr(given, name, attribute)
         return
+    check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
         # Collections are emptied where they are.
         value.payload = {
@@ -235,7 +316,7 @@ def place(
     elif known is not given:
         discard(session, given)
         value.instance = known
-    _apply(session, value.instance, attributes, row, key)
+    _apply(session, value.instance, attributes, row, key, adds=value.adds)
     if fills:
         for name in inspect(value.instance).unloaded & row.keys():
             set_committed_value(value.instance, name, row[name])
@@ -310,7 +391,12 @@ def _replace_proxies(instance: Any) -> None:
 
 def _set_attributes(instance: Any) -> list[str]:
     state = inspect(instance)
-    return [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
+    held = [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
+    if isinstance(instance, BaseModel):
+        # SQLModel sets every default, and knows what was given.
+        defaults = type(instance).model_fields.keys() - instance.model_fields_set
+        held = [name for name in held if name not in defaults]
+    return held
 
 
 def _apply(
@@ -319,17 +405,32 @@ def _apply(
     attributes: Mapping[str, Any],
     row: Mapping[str, Any],
     key: Collection[str],
+    *,
+    adds: bool,
 ) -> None:
-    """Set what differs from the row, or from what the session has changed in it."""
+    """
+    Set what differs from the row, or from what the session has changed in it.
+
+    Args:
+        adds: Whether collections are added to, instead of replaced.
+    """
     mapper = inspect(type(instance))
     primary = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
     held = inspect(instance).dict
     for name, value in attributes.items():
         if name in primary:
             continue
-        prop = mapper.attrs[name]
+        prop = mapper.attrs.get(name)
+        if prop is None:
+            # A hybrid: whatever columns its setter goes to, what they were is known.
+            for attribute in row:
+                _load(instance, attribute, row)
+            setattr(instance, name, value)
+            continue
         if isinstance(prop, RelationshipProperty):
-            if name not in held and _is_the_same_row(prop, value, row):
+            if prop.uselist and adds:
+                _append(instance, name, value)
+            elif name not in held and _is_the_same_row(prop, value, row):
                 set_committed_value(instance, name, value)
             elif held.get(name, _UNSET) is not value:
                 for column in prop.local_columns:
@@ -341,6 +442,23 @@ def _apply(
             continue
         if name not in held or not _equal(session, prop, held[name], value):
             setattr(instance, name, value)
+
+
+def assign(value: Value, name: str, given: Any) -> None:
+    """Set an attribute of the instance of a value, when what it refers to is made."""
+    prop = inspect(value.entity).relationships.get(name)
+    if value.is_row and value.adds and prop is not None and prop.uselist:
+        _append(value.instance, name, given)
+    else:
+        setattr(value.instance, name, given)
+
+
+def _append(instance: Any, name: str, items: Any) -> None:
+    """Add to a collection as a back reference does: it is not loaded for it."""
+    state = inspect(instance)
+    impl = state.manager[name].impl
+    for item in [*(items.values() if isinstance(items, Mapping) else items)]:
+        impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
 
 
 def _load(instance: Any, name: str, row: Mapping[str, Any]) -> None:
@@ -403,14 +521,13 @@ def flush(
                     if instance is not value.instance:
                         discard(session, value.instance)
                         value.instance, value.was_known = instance, True
-            new = [v for v in new if v not in statuses]
-            keyed, superseded = _keyed(session, new, on_duplicate)
+            keyed, superseded = _keyed(
+                [v for v in new if v not in statuses], on_duplicate
+            )
             found = _rows_of(session, keyed)
             statuses |= dict.fromkeys(superseded, "skipped")
-            for value, proxy, _ in keyed:
-                row = found.get(id(proxy))
-                if row is None:
-                    continue
+            for value, proxy in _chosen(keyed, found):
+                row = found[id(proxy)]
                 if on_conflict == "skip":
                     statuses[value] = "skipped"
                     continue

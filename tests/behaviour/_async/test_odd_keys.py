@@ -1,0 +1,77 @@
+"""Keys of types that have no hash, or more values than Python tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+from sqlalchemy import ARRAY, JSON, Float, Integer, Numeric, String, inspect
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from seance import AsyncSession, Database, Ref
+
+pytestmark = pytest.mark.anyio
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Odd(Base):
+    __tablename__ = "odd"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    thing: Mapped[Any] = mapped_column(
+        JSON().with_variant(JSONB(), "postgresql"), unique=True
+    )
+    path: Mapped[list[int] | None] = mapped_column(
+        JSON().with_variant(ARRAY(Integer), "postgresql"), unique=True
+    )
+    raw: Mapped[bytes | None] = mapped_column(unique=True)
+    ratio: Mapped[float | None] = mapped_column(Float, unique=True)
+    price: Mapped[Decimal | None] = mapped_column(Numeric(20, 4), unique=True)
+    text: Mapped[str | None] = mapped_column(String, unique=True)
+
+
+@pytest.fixture
+async def db(async_url: str) -> AsyncIterator[Database]:
+    async with Database(async_url) as db:
+        await db.acreate_all(Base.metadata)
+        yield db
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("thing", [{"a": 1}, {"a": 2}, {"a": [1]}, [1], [2], [1, 2], "x"]),
+        ("path", [[1], [2], [1, 2], [2, 1]]),
+        ("raw", [b"", b"\0", b"\0\0", b"\xff", b"1"]),
+        ("ratio", [1.0, -1.0, 0.1, 1e300, 5e-324]),
+        ("price", [Decimal("1.0001"), Decimal("1.0002"), Decimal(2**50), Decimal(-1)]),
+        ("text", ["", " ", "1", "a" * 2_000, "a" * 2_001, "\u00e9", "e\u0301", "\\'"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_each_is_its_own(
+    session: AsyncSession, name: str, values: list[Any]
+) -> None:
+    """Every key finds its own row, asked for all at once, some of them twice."""
+    for number, value in enumerate(values):
+        session.add(Odd(id=number, **{"thing": [number, "other"], name: value}))
+    await session.commit()
+    session.expunge_all()
+    async with session.bulk() as bulk:
+        found = TypeAdapter(list[Ref[Odd]]).validate_python(
+            [{name: value} for value in [*values, *reversed(values)]]
+        )
+        resolution = await bulk.resolve()
+
+    numbers = [*range(len(values))]
+    assert len(values) == resolution.resolved
+    assert [(n,) for n in [*numbers, *reversed(numbers)]] == [
+        inspect(each).identity for each in found
+    ]
