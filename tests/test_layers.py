@@ -16,9 +16,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "seance"
 LAYERS = [
     {"errors"},
     {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
-    {"current", "guard", "reading", "references", "sqlite", "watching"},
+    {"columns", "current", "guard", "reading", "references", "sqlite", "watching"},
     {"entries", "turns"},
     {"engines"},
+    {"graphs"},
+    {"registration"},
+    {"schemas"},
     {"resources"},
     {"bulk"},
     {"endings", "sessions"},

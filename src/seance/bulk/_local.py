@@ -13,9 +13,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ..graphs import assign, lift
 from ..keys import Shape, identifiers
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
-from ..resources import as_attribute, instances_in
+from ..resources import Spec, as_attribute, instances_in
 from ._values import Value, complete_identifiers, place
 
 
@@ -147,8 +148,14 @@ def settle(
     done: list[Proxy] = []
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
-        for value, left_out in _in_order(values, local):
-            held, row = value.held, rows.get(value)
+        ordered = [(*each, each[0].held) for each in _in_order(values, local)]
+        # An event of one must not meet what another one hides from SQLAlchemy, or
+        # change what was given for it.
+        for value, _, _ in ordered:
+            if not isinstance(value.given, Spec):
+                lift(value.given)
+        for value, left_out, held in ordered:
+            row = rows.get(value)
             attributes = {
                 name: as_attribute(part, local.instance)
                 for name, part in held.items()
@@ -161,7 +168,7 @@ def settle(
                 done.append(proxy)
             late.extend((value, name, held[name]) for name in left_out)
         for value, name, part in late:
-            setattr(value.instance, name, as_attribute(part, local.instance))
+            assign(value.instance, name, as_attribute(part, local.instance))
     return done
 
 
@@ -210,7 +217,9 @@ def _in_order(
             del needs[value]
             yield value, frozenset()
             for user in users.get(value, ()):
-                count[user] -= 1
+                # Not one that waits for something else.
+                if user in count:
+                    count[user] -= 1
         ready = [
             user
             for v in ready

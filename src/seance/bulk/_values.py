@@ -19,6 +19,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
+from ..graphs import assign, connect
 from ..keys import Shape, columns_of, identifiers
 from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
 from ..resources import Spec, as_attribute, given_fields
@@ -192,9 +193,10 @@ def place(
             _replace_proxies(given)
             held = inspect(given).dict
             for name, attribute in attributes.items():
-                # Another value that it refers to turned out to be a known instance.
-                if name in held and held[name] is not attribute:
-                    setattr(given, name, attribute)
+                # It waited for a reference, or another value that it refers to
+                # turned out to be a known instance.
+                if held.get(name, _UNSET) is not attribute:
+                    assign(given, name, attribute)
         return
     mapper = inspect(value.entity)
     identity = tuple(
@@ -307,7 +309,7 @@ def _apply(
             elif held.get(name, _UNSET) is not value:
                 for column in prop.local_columns:
                     _load(instance, mapper.get_property_by_column(column).key, row)
-                setattr(instance, name, value)
+                connect(instance, prop, value)
             continue
         _load(instance, name, row)
         if name in key:
