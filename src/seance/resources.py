@@ -125,7 +125,11 @@ class Spec(BaseModel, Generic[T]):
         # As part of another model a complete one comes as it was made.
         if is_exact(schema):
             return schema
-        return core_schema.no_info_wrap_validator_function(exactly, schema)
+        # What refers to the model, the model itself for one, means all of it.
+        inner: Any = {key: value for key, value in schema.items() if key != "ref"}
+        return core_schema.no_info_wrap_validator_function(
+            exactly, inner, ref=schema.get("ref")
+        )
 
     def to_resource(self) -> T:
         """

@@ -142,13 +142,14 @@ class ValueValidator:
     @cached_property
     def one(self) -> SchemaValidator:
         """What validates a payload."""
-        config = CoreConfig(title=self.entity.__name__)
+        # A class that is not mapped is no mistake of a payload.
+        config = CoreConfig(title=self.mapper.class_.__name__)
         return SchemaValidator(self.core_schema, config)
 
     @cached_property
     def many(self) -> SchemaValidator:
         """What validates a list of payloads."""
-        config = CoreConfig(title=f"list[{self.entity.__name__}]")
+        config = CoreConfig(title=f"list[{self.mapper.class_.__name__}]")
         return SchemaValidator(core_schema.list_schema(self.core_schema), config)
 
     @property
