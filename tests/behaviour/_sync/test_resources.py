@@ -519,14 +519,25 @@ class TestRegistration:
 
     def test_dropped_after_success(self, session: Session) -> None:
         """Nor does one that was good, but not as good as another one."""
-        with session.bulk() as bulk:
-            found = bulk.validate(
-                list[FlightIn | FlightWithOrigin],
-                [{"number": 1, "airline": "AA", "origin": {"code": "C", "name": "n"}}],
-            )
 
-            assert FlightWithOrigin is type(found[0])
-            assert 1 == len(bulk.get(Airline))
+        class ByReference(Spec[Flight]):
+            number: int
+            airline: Ref[Airline]
+
+        class ByText(Spec[Flight]):
+            number: str
+            airline: str
+
+        class Holder(Spec[Trip]):
+            flights: list[ByReference | ByText]
+
+        with session.bulk() as bulk:
+            given = [{"number": "1", "airline": "AA"}]
+            found = bulk.validate(list[ByReference | ByText], given)
+            holder = Holder.model_validate({"flights": given})
+
+            assert [ByText, ByText] == [*map(type, [*found, *holder.flights])]
+            assert [] == bulk.get(Airline)
             assert found == bulk.get(Flight)
 
     def test_dropped_with_its_references(self, session: Session) -> None:
