@@ -36,9 +36,9 @@ class Unconnected(list[Any]):
 
     @property
     def _sa_adapter(self) -> NoReturn:
-        for item in self:
-            if type(item) is Proxy:
-                target_of(item)
+        for _, found in contents(list(self)):
+            if type(found) is Proxy:
+                target_of(found)
         raise SessionError(
             f"a collection of {len(self)} references is not connected to its instance; "
             f"bulk.add() the instance and bulk.resolve() before it is written"
@@ -93,7 +93,10 @@ def connect(instance: Any, relationship: RelationshipProperty[Any], value: Any) 
     if not relationship.uselist:
         setattr(instance, relationship.key, value)
         return
-    items = list(value.values()) if isinstance(value, Mapping) else list(value)
+    items = items_of(value)
+    held = inspect(instance).dict.get(relationship.key)
+    if held is not None and list(map(id, items_of(held))) == list(map(id, items)):
+        return
     if factory is None or factory is list:
         setattr(instance, relationship.key, items)
         return
@@ -101,6 +104,12 @@ def connect(instance: Any, relationship: RelationshipProperty[Any], value: Any) 
     collection = collection_adapter(getattr(instance, relationship.key))
     for item in items:
         collection.append_with_event(item)
+
+
+def items_of(collection: Any) -> list[Any]:
+    """Give what a collection of any kind holds."""
+    is_keyed = isinstance(collection, Mapping)
+    return list(collection.values() if is_keyed else collection)
 
 
 def assign(instance: Any, name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 import uuid
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import (
@@ -471,6 +471,29 @@ class TestHierarchies:
     def test_refused(self, entity: type[Resource], given: Any, expected: Any) -> None:
         """What is no class of the hierarchy is refused, and so is none."""
         assert [expected] == problems(entity, given)
+
+    def test_identity_is_that_of_the_class(self) -> None:
+        """Whatever way it is written, the attribute is what SQLAlchemy says."""
+
+        class Local(DeclarativeBase):
+            pass
+
+        class Numbered(Resource, Local):
+            __tablename__ = "numbered"
+            __mapper_args__: ClassVar = {
+                "polymorphic_on": "kind",
+                "polymorphic_identity": 1,
+            }
+            id: Mapped[int] = mapped_column(primary_key=True)
+            kind: Mapped[int]
+
+        class Second(Numbered):
+            __mapper_args__: ClassVar = {"polymorphic_identity": 2}
+
+        found = Numbered.resource_validate({"kind": "2"})
+
+        assert {"kind": 2} == held(found)
+        assert type(found) is Second
 
     def test_abstract_names_the_others(self) -> None:
         """The error lists what the discriminator may say."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-from ..graphs import assign, lift
+from ..graphs import assign, items_of, lift, relationship_names
 from ..keys import Shape, identifiers
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
 from ..resources import Spec, as_attribute, instances_in
@@ -148,9 +149,9 @@ def settle(
     done: list[Proxy] = []
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
-        ordered = [(*each, each[0].held) for each in _in_order(values, local)]
-        # An event of one must not meet what another one hides from SQLAlchemy, or
-        # change what was given for it.
+        # An event of one must not change what was given for another one, or meet what
+        # that one hides from SQLAlchemy.
+        ordered = [(*each, _kept(each[0])) for each in _in_order(values, local)]
         for value, _, _ in ordered:
             if not isinstance(value.given, Spec):
                 lift(value.given)
@@ -170,6 +171,15 @@ def settle(
         for value, name, part in late:
             assign(value.instance, name, as_attribute(part, local.instance))
     return done
+
+
+def _kept(value: Value) -> dict[str, Any]:
+    """Give what was given for a value, its collections as they are now."""
+    held = value.held
+    for name in relationship_names(inspect(value.entity)):
+        if isinstance(held.get(name), (list, set, dict)):
+            held[name] = items_of(held[name])
+    return held
 
 
 def _fetched(proxy: Proxy, row: dict[str, Any] | None) -> tuple[Any, ...] | None:

@@ -19,7 +19,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
-from ..graphs import assign, connect
+from ..graphs import assign, connect, items_of
 from ..keys import Shape, columns_of, identifiers
 from ..references import Proxy, columns_held, instance_for, settle_instance, target_of
 from ..resources import Spec, as_attribute, given_fields
@@ -242,7 +242,7 @@ def discard(session: Session, instance: Any) -> None:
     for relationship in inspect(type(instance)).relationships:
         # Or the collection on the other side would bring it back.
         if relationship.key in held and relationship._reverse_property:
-            setattr(instance, relationship.key, [] if relationship.uselist else None)
+            connect(instance, relationship, [] if relationship.uselist else None)
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
 
     A flush meanwhile finds them there and warns that they are not in the session.
     """
-    aside: list[tuple[Any, str, Any]] = []
+    aside: list[tuple[Any, RelationshipProperty[Any], Any]] = []
     for value in values:
         instance = value.instance
         if instance is None or not inspect(instance).transient:
@@ -261,14 +261,12 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
         for relationship in inspect(value.entity).relationships:
             if held.get(relationship.key) and relationship._reverse_property:
                 given = held[relationship.key]
-                given = list(given) if relationship.uselist else given
-                aside.append((instance, relationship.key, given))
-                setattr(
-                    instance, relationship.key, [] if relationship.uselist else None
-                )
+                given = items_of(given) if relationship.uselist else given
+                aside.append((instance, relationship, given))
+                connect(instance, relationship, [] if relationship.uselist else None)
     yield
-    for instance, name, given in aside:
-        setattr(instance, name, given)
+    for instance, relationship, given in aside:
+        connect(instance, relationship, given)
 
 
 def _replace_proxies(instance: Any) -> None:

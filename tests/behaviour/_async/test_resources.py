@@ -5,10 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextvars import copy_context
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from sqlalchemy import func, select, text
 
 from seance import (
@@ -262,6 +268,26 @@ class TestWriting:
         )
         assert 1 == await count(session, Leg)
 
+    async def test_update_of_collections(self, session: AsyncSession) -> None:
+        """A collection of a row becomes what was given for it, of whatever kind."""
+        await airlines(session, "AA")
+        for names in (["a", "b"], ["b", "c"], []):
+            session.expunge_all()
+            async with session.bulk() as bulk:
+                Flight.resource_validate(
+                    {
+                        "number": 1,
+                        "airline": "AA",
+                        "tags": [{"name": name, "colour": "red"} for name in names],
+                    }
+                )
+                await bulk.resolve(raise_errors=False)
+                await bulk.commit(on_conflict="update")
+
+            assert [(name,) for name in names] == await written(
+                session, "name", "tag JOIN flight_tag ON tag_id = tag.id"
+            )
+
     async def test_made_outside(self, session: AsyncSession) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""
         await airlines(session, "AA")
@@ -281,6 +307,18 @@ class TestWriting:
             "flight JOIN airline ON airline_id = airline.id "
             "JOIN airport ON origin_id = airport.id",
         )
+
+    async def test_added_late(self, session: AsyncSession) -> None:
+        """What was made outside refers to what the bulk has resolved before."""
+        await airlines(session, "AA")
+        async with session.bulk() as bulk:
+            bulk.validate(Ref[Airline], "AA")
+            await bulk.resolve()
+        flight = Flight.resource_validate({"number": 1, "airline": "AA"})
+        bulk.add(flight)
+        await bulk.commit()
+
+        assert [(1, 1)] == await written(session, "number, airline_id", "flight")
 
     async def test_inside_of_a_model(self, session: AsyncSession) -> None:
         """A model that holds a value made before is added with the value."""
@@ -437,6 +475,47 @@ class TestUnresolved:
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
 
+    async def test_many_to_many(self, session: AsyncSession) -> None:
+        """So it is on both sides of a link table."""
+        async with session.bulk() as bulk:
+            flight = Flight.resource_validate(
+                {
+                    "number": 1,
+                    "airline": {"code": "AA", "name": "n"},
+                    "tags": [{"name": "t", "flights": [{"id": 7}]}],
+                }
+            )
+            with pytest.raises(UnresolvedReferenceError, match=r"Flight\(id=7\)"):
+                session.add(flight)
+            session.expunge_all()
+            session.add(Flight(id=7, number=7, airline=Airline(code="BB", name="n")))
+            await session.flush()
+            await bulk.resolve()
+            await bulk.commit()
+
+        assert [(1,), (7,)] == await written(
+            session, "number", "flight JOIN flight_tag ON flight_id = flight.id"
+        )
+
+    async def test_references_only_of_both_sides(self, session: AsyncSession) -> None:
+        """Nor does one that waited hide from what another one of them sets."""
+        session.add(Trip(code="x"))
+        await session.commit()
+        session.expunge_all()
+        async with session.bulk() as bulk:
+            trip = Trip.resource_validate(
+                {"code": "2", "parent": {"code": "1", "note": "n", "parts": ["x"]}}
+            )
+            await bulk.resolve(scope="references")
+            session.add(trip)
+            await session.commit()
+
+        assert [("2", "1"), ("x", "1")] == await written(
+            session,
+            "part.code, whole.code",
+            "trip part JOIN trip whole ON part.parent_id = whole.id",
+        )
+
     async def test_references_only(self, session: AsyncSession) -> None:
         """After resolving only references a value can be added as it is."""
         await airlines(session, "AA")
@@ -559,6 +638,21 @@ class TestRegistration:
 
             assert [Airport] == [entry.entity for entry in bulk.entries()]
 
+    async def test_out_of_sight(self, session: AsyncSession) -> None:
+        """A reference inside of what nobody can look into stays."""
+
+        class Box:
+            def __init__(self, content: Any) -> None:
+                self.content = content
+
+        class Boxed(Spec[Flight]):
+            airline: Annotated[Ref[Airline], AfterValidator(Box)]
+
+        async with session.bulk() as bulk:
+            Boxed.model_validate({"airline": "AA"})
+
+            assert 1 == len(bulk.get(Airline))
+
     async def test_plain_model(self, session: AsyncSession) -> None:
         """``bulk.validate`` does it for any type."""
 
@@ -626,9 +720,8 @@ class TestRegistration:
 
             @model_validator(mode="after")
             def wait(self) -> Slow:
-                thread = threading.Thread(
-                    target=copy_context().run, args=(outside.run, meanwhile, "XX")
-                )
+                code = "XX" if self.number < 0 else "YY"
+                thread = threading.Thread(target=outside.run, args=(meanwhile, code))
                 thread.start()
                 thread.join()
                 if self.number < 0:
@@ -640,14 +733,14 @@ class TestRegistration:
             with pytest.raises(ValidationError):
                 Slow.model_validate({"number": -1, "airline": "XX"})
             kept = [proxy.code for proxy in bulk.get(Airline)]
-            slow = Slow.model_validate({"number": 1, "airline": "XX"})
-            session.add(Airline(code="XX", name="n"))
+            slow = Slow.model_validate({"number": 1, "airline": "YY"})
+            session.add_all([Airline(code=code, name=code) for code in ("XX", "YY")])
             await session.flush()
             await bulk.resolve(strategy="hydrate")
 
             assert ["XX"] == kept
-            assert 1 == len(bulk.get(Airline))
-            assert "n" == slow.airline.name
+            assert 2 == len(bulk.get(Airline))
+            assert "YY" == slow.airline.name
 
     async def test_location(self, session: AsyncSession) -> None:
         """A failure says where the payload holds the reference."""

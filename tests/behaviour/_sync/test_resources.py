@@ -6,10 +6,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from sqlalchemy import func, select, text
 
 from seance import (
@@ -261,6 +267,26 @@ class TestWriting:
         )
         assert 1 == count(session, Leg)
 
+    def test_update_of_collections(self, session: Session) -> None:
+        """A collection of a row becomes what was given for it, of whatever kind."""
+        airlines(session, "AA")
+        for names in (["a", "b"], ["b", "c"], []):
+            session.expunge_all()
+            with session.bulk() as bulk:
+                Flight.resource_validate(
+                    {
+                        "number": 1,
+                        "airline": "AA",
+                        "tags": [{"name": name, "colour": "red"} for name in names],
+                    }
+                )
+                bulk.resolve(raise_errors=False)
+                bulk.commit(on_conflict="update")
+
+            assert [(name,) for name in names] == written(
+                session, "name", "tag JOIN flight_tag ON tag_id = tag.id"
+            )
+
     def test_made_outside(self, session: Session) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""
         airlines(session, "AA")
@@ -280,6 +306,18 @@ class TestWriting:
             "flight JOIN airline ON airline_id = airline.id "
             "JOIN airport ON origin_id = airport.id",
         )
+
+    def test_added_late(self, session: Session) -> None:
+        """What was made outside refers to what the bulk has resolved before."""
+        airlines(session, "AA")
+        with session.bulk() as bulk:
+            bulk.validate(Ref[Airline], "AA")
+            bulk.resolve()
+        flight = Flight.resource_validate({"number": 1, "airline": "AA"})
+        bulk.add(flight)
+        bulk.commit()
+
+        assert [(1, 1)] == written(session, "number, airline_id", "flight")
 
     def test_inside_of_a_model(self, session: Session) -> None:
         """A model that holds a value made before is added with the value."""
@@ -434,6 +472,47 @@ class TestUnresolved:
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
 
+    def test_many_to_many(self, session: Session) -> None:
+        """So it is on both sides of a link table."""
+        with session.bulk() as bulk:
+            flight = Flight.resource_validate(
+                {
+                    "number": 1,
+                    "airline": {"code": "AA", "name": "n"},
+                    "tags": [{"name": "t", "flights": [{"id": 7}]}],
+                }
+            )
+            with pytest.raises(UnresolvedReferenceError, match=r"Flight\(id=7\)"):
+                session.add(flight)
+            session.expunge_all()
+            session.add(Flight(id=7, number=7, airline=Airline(code="BB", name="n")))
+            session.flush()
+            bulk.resolve()
+            bulk.commit()
+
+        assert [(1,), (7,)] == written(
+            session, "number", "flight JOIN flight_tag ON flight_id = flight.id"
+        )
+
+    def test_references_only_of_both_sides(self, session: Session) -> None:
+        """Nor does one that waited hide from what another one of them sets."""
+        session.add(Trip(code="x"))
+        session.commit()
+        session.expunge_all()
+        with session.bulk() as bulk:
+            trip = Trip.resource_validate(
+                {"code": "2", "parent": {"code": "1", "note": "n", "parts": ["x"]}}
+            )
+            bulk.resolve(scope="references")
+            session.add(trip)
+            session.commit()
+
+        assert [("2", "1"), ("x", "1")] == written(
+            session,
+            "part.code, whole.code",
+            "trip part JOIN trip whole ON part.parent_id = whole.id",
+        )
+
     def test_references_only(self, session: Session) -> None:
         """After resolving only references a value can be added as it is."""
         airlines(session, "AA")
@@ -556,6 +635,21 @@ class TestRegistration:
 
             assert [Airport] == [entry.entity for entry in bulk.entries()]
 
+    def test_out_of_sight(self, session: Session) -> None:
+        """A reference inside of what nobody can look into stays."""
+
+        class Box:
+            def __init__(self, content: Any) -> None:
+                self.content = content
+
+        class Boxed(Spec[Flight]):
+            airline: Annotated[Ref[Airline], AfterValidator(Box)]
+
+        with session.bulk() as bulk:
+            Boxed.model_validate({"airline": "AA"})
+
+            assert 1 == len(bulk.get(Airline))
+
     def test_plain_model(self, session: Session) -> None:
         """``bulk.validate`` does it for any type."""
 
@@ -623,9 +717,8 @@ class TestRegistration:
 
             @model_validator(mode="after")
             def wait(self) -> Slow:
-                thread = threading.Thread(
-                    target=copy_context().run, args=(outside.run, meanwhile, "XX")
-                )
+                code = "XX" if self.number < 0 else "YY"
+                thread = threading.Thread(target=outside.run, args=(meanwhile, code))
                 thread.start()
                 thread.join()
                 if self.number < 0:
@@ -637,14 +730,14 @@ class TestRegistration:
             with pytest.raises(ValidationError):
                 Slow.model_validate({"number": -1, "airline": "XX"})
             kept = [proxy.code for proxy in bulk.get(Airline)]
-            slow = Slow.model_validate({"number": 1, "airline": "XX"})
-            session.add(Airline(code="XX", name="n"))
+            slow = Slow.model_validate({"number": 1, "airline": "YY"})
+            session.add_all([Airline(code=code, name=code) for code in ("XX", "YY")])
             session.flush()
             bulk.resolve(strategy="hydrate")
 
             assert ["XX"] == kept
-            assert 1 == len(bulk.get(Airline))
-            assert "n" == slow.airline.name
+            assert 2 == len(bulk.get(Airline))
+            assert "YY" == slow.airline.name
 
     def test_location(self, session: Session) -> None:
         """A failure says where the payload holds the reference."""
