@@ -16,6 +16,7 @@ from seance import (
     LoadReport,
     Ref,
     Resolution,
+    Resource,
     Session,
     Spec,
     gather,
@@ -45,6 +46,12 @@ class CityIn(Spec[City]):
     code: str
 
 
+class Visit(Resource, Base):
+    __tablename__ = "visit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 def references_are_what_they_refer_to(trip: Trip, spec: CityIn) -> None:
     assert_type(trip.origin, City)
     assert_type(trip.destination, City | None)
@@ -52,6 +59,12 @@ def references_are_what_they_refer_to(trip: Trip, spec: CityIn) -> None:
     assert_type(trip.home, City)
     assert_type(trip.origin.code, str)
     assert_type(spec.to_resource(), City)
+
+
+def resources_are_of_their_class() -> None:
+    assert_type(Visit.resource_validate({}), Visit)
+    assert_type(Visit.resource_validate_json("{}"), Visit)
+    assert_type(Visit.resource_validate_many([{}]), list[Visit])
 
 
 def scopes_give_sessions(db: Database) -> None:

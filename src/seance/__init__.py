@@ -51,7 +51,7 @@ from .errors import (
 from .gathering import gather
 from .references import Key, Proxy, Ref
 from .reports import OpenSession
-from .resources import Spec, entity_of
+from .resources import Resource, Spec, entity_of
 from .routing import Choice, DatabaseRouter
 from .scopes import async_session_manager, session_manager
 from .scoping import SessionFactory, scoped_session, session_factory
@@ -103,6 +103,7 @@ __all__ = [
     "RejectedRowsError",
     "Resolution",
     "ResolutionError",
+    "Resource",
     "RoutingError",
     "SeanceError",
     "Session",

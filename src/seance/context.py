@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .bulk import AsyncSessionBulk, SessionBulk
+    from .registration import Attempt
 
 
 class Using(Protocol):
@@ -43,6 +44,8 @@ SESSION_CONTEXT: ContextVar[Session | AsyncSession | None] = ContextVar(
 SESSION_BULK_CONTEXT: ContextVar[SessionBulk | AsyncSessionBulk | None] = ContextVar(
     "SESSION_BULK_CONTEXT", default=None
 )
+#: What the payload that is being validated has registered so far.
+ATTEMPT: ContextVar[Attempt | None] = ContextVar("ATTEMPT", default=None)
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
 #: The joined blocks with ``role="read"`` around the code that runs.

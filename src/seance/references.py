@@ -28,7 +28,7 @@ from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.orm import Mapper, Session, make_transient_to_detached
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .context import SESSION_BULK_CONTEXT
+from .context import ATTEMPT, SESSION_BULK_CONTEXT
 from .errors import LoadError, UnresolvedReferenceError
 from .keys import Identifiers, Part, Shape, column_type, identifiers, mapper_of
 
@@ -302,6 +302,15 @@ class Registry:
         #: Proxies made outside, each with the one that stands for it here.
         self._adopted: list[tuple[Proxy, Proxy]] = []
 
+    def handed(self, found: Any) -> Any:
+        """Give what a payload holds for a reference."""
+        return found if self.hand is None else self.hand(found)
+
+    def recall(self, validator: ReferenceValidator, given: Any) -> Proxy | None:
+        """Give what *validator* made of an input before."""
+        known = self.raw.get(validator)
+        return None if known is None else known.get(given)
+
     def remember(self, validator: ReferenceValidator, given: Any, proxy: Proxy) -> None:
         """Remember what *validator* made of an input."""
         known = self.raw.get(validator)
@@ -310,16 +319,30 @@ class Registry:
         known[given] = proxy
         self._added.append((known, given))
 
-    def intern(self, shape: Shape, values: tuple[Any, ...]) -> Proxy:
-        """Give the one proxy for this key."""
+    def intern(
+        self, shape: Shape, values: tuple[Any, ...], made: Proxy | None = None
+    ) -> Proxy:
+        """Give the one proxy for this key: *made* if there is none yet."""
+        token = tuple([token_of(value) for value in values])
+        found = self._at(shape, token)
+        return (
+            self.put(shape, token, made or Proxy(shape, values))
+            if found is None
+            else found
+        )
+
+    def _at(self, shape: Shape, token: tuple[Any, ...]) -> Proxy | None:
+        proxies = self._proxies.get(shape)
+        return None if proxies is None else proxies.get(token)
+
+    def put(self, shape: Shape, token: tuple[Any, ...], proxy: Proxy) -> Proxy:
+        """Keep *proxy* for a key, or give the one that is there."""
         proxies = self._proxies.get(shape)
         if proxies is None:
             proxies = self._proxies.setdefault(shape, {})
-        token = tuple([token_of(value) for value in values])
-        found = proxies.get(token)
-        if found is None:
-            # Another thread may have come first.
-            found = proxies.setdefault(token, Proxy(shape, values))
+        # Another thread may have come first.
+        found = proxies.setdefault(token, proxy)
+        if found is proxy:
             self._added.append((proxies, token))
         return found
 
@@ -332,22 +355,20 @@ class Registry:
         shape = proxy._seance_shape
         given = proxy._seance_values
         values = tuple(self.adopt(v) if type(v) is Proxy else v for v in given)
-        if all(mine is theirs for mine, theirs in zip(values, given, strict=True)):
-            token = tuple([token_of(value) for value in values])
-            self._proxies.setdefault(shape, {}).setdefault(token, proxy)
-        found = self.intern(shape, values)
-        self._adopted.append((proxy, found))
-        if is_resolved(proxy) and not is_resolved(found):
-            _follow(found, proxy)
-        elif found is not proxy:
-            _follow(proxy, found)
+        same = all(mine is theirs for mine, theirs in zip(values, given, strict=True))
+        found = self.intern(shape, values, proxy if same else None)
+        if found is not proxy:
+            self._adopted.append((proxy, found))
+            if is_resolved(proxy) and not is_resolved(found):
+                _follow(found, proxy)
+            else:
+                _follow(proxy, found)
         return found
 
     def settle_adopted(self) -> None:
         """Let the proxies that were made outside follow those that stand for them."""
         for proxy, found in self._adopted:
-            if found is not proxy:
-                _follow(proxy, found)
+            _follow(proxy, found)
 
     def find(self, proxy: Proxy) -> Proxy | None:
         """Give the proxy that stands here for the key of *proxy*."""
@@ -357,7 +378,7 @@ class Registry:
             if inner is None and value is not None:
                 return None
             token.append(token_of(inner))
-        return self._proxies.get(proxy._seance_shape, {}).get(tuple(token))
+        return self._at(proxy._seance_shape, tuple(token))
 
     def __iter__(self) -> Iterator[Proxy]:
         # Others may add meanwhile.
@@ -385,6 +406,13 @@ class Registry:
             if not is_resolved(kept[key]):
                 del kept[key]
         self._added.clear()
+
+
+def registering(bulk: Any) -> Registry:
+    """Give where references of the payload that is validated go for now."""
+    registry: Registry = bulk._registry
+    attempt = ATTEMPT.get()
+    return attempt if attempt is not None and attempt.base is registry else registry
 
 
 def token_of(value: Any) -> Any:
@@ -441,21 +469,17 @@ class ReferenceValidator:
         bulk = SESSION_BULK_CONTEXT.get()
         if bulk is None:
             return self.reference(value, None)
-        registry = bulk._registry
+        registry = registering(bulk)
         # bool is an int and 1.0 == 1: only these two types are looked up as
         # they came, and no str equals an int.
         kind = type(value)
         if kind is not str and kind is not int:
+            return registry.handed(self.reference(value, registry))
+        found = registry.recall(self, value)
+        if found is None:
             found = self.reference(value, registry)
-            return found if registry.hand is None else registry.hand(found)
-        known = registry.raw.get(self)
-        if known is not None:
-            found = known.get(value)
-            if found is not None:
-                return found if registry.hand is None else registry.hand(found)
-        found = self.reference(value, registry)
-        registry.remember(self, value, found)
-        return found if registry.hand is None else registry.hand(found)
+            registry.remember(self, value, found)
+        return registry.handed(found)
 
     def composed(self, value: Any, info: core_schema.ValidationInfo) -> Any:
         """Give the reference whose key is made of the model's own fields."""
@@ -481,11 +505,10 @@ class ReferenceValidator:
             return None
         bulk = SESSION_BULK_CONTEXT.get()
         shape = self.known.shape(self.key.attributes)
-        registry = None if bulk is None else bulk._registry
-        found = self._make(shape, parts, registry)
-        if registry is None or registry.hand is None:
-            return found
-        return registry.hand(found)
+        if bulk is None:
+            return self._make(shape, parts, None)
+        registry = registering(bulk)
+        return registry.handed(self._make(shape, parts, registry))
 
     @property
     def known(self) -> Identifiers:

@@ -1,16 +1,18 @@
 """
-Pydantic models bound to mapped classes.
+Mapped classes as Pydantic types, and Pydantic models bound to mapped classes.
 
-A :class:`Spec` says which attributes of an entity an input has, with rules of
-its own; its fields are attributes of the entity, relationships are references.
+A :class:`Resource` is its own schema, read off its mapper. A :class:`Spec` says which
+attributes of an entity an input has, with rules of its own; its fields are attributes
+of the entity, relationships are references.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 from sqlalchemy.orm import Mapper
 
 from .errors import LoadError
@@ -18,8 +20,87 @@ from .keys import mapper_of
 from .making import make
 from .placeholders import reference_in
 from .references import Proxy, target_of
+from .registration import attempted, exactly
+from .schemas import value_validator
 
 T = TypeVar("T")
+
+
+class Resource:
+    """
+    Makes a mapped class a Pydantic type: a field, a body, a response.
+
+    ::
+
+        class Flight(Resource, Base):
+            __tablename__ = "flight"
+
+            number: Mapped[int] = mapped_column(primary_key=True)
+            origin_id: Mapped[int] = mapped_column(ForeignKey("airport.id"))
+            origin: Mapped[Airport] = relationship()
+
+        Flight.resource_validate({"number": 1, "origin": "CDG"})
+
+    What is accepted is read off the mapper. A relationship takes a reference (an
+    instance, a scalar, or exactly the attributes of one identifier) or a nested
+    value. What was not given stays unset. Instances are made without ``__init__``.
+
+    Validated inside of a bulk, values and references register with it. Written out,
+    a row is its columns; no I/O.
+    """
+
+    @classmethod
+    def resource_validate(cls, data: Any) -> Self:
+        """
+        Give the instance that a mapping describes; an instance is given as it is.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was registered.
+        """
+        return cast(Self, value_validator(cls).one.validate_python(data))
+
+    @classmethod
+    def resource_validate_json(cls, text: str | bytes) -> Self:
+        """
+        As :meth:`resource_validate`, of JSON.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was registered.
+        """
+        return cast(Self, value_validator(cls).one.validate_json(text))
+
+    @classmethod
+    def resource_validate_many(cls, data: Any) -> list[Self]:
+        """
+        As :meth:`resource_validate`, of a list: all of it is good, or none.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was registered.
+        """
+        many = value_validator(cls).many
+        return cast(list[Self], attempted(data, many.validate_python))
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Ask the validator of the class, which reads the mapper when first asked."""
+        return value_validator(cls).core_schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the class, and those it leads to."""
+        return value_validator(cls).json_schema(handler)
+
+
+def is_exact(schema: Any) -> bool:
+    """Whether a core schema is that of a ``Spec``, around the one of its fields."""
+    return bool(
+        schema.get("type") == "function-wrap"
+        and schema["function"]["function"] is exactly
+    )
 
 
 class Spec(BaseModel, Generic[T]):
@@ -36,6 +117,21 @@ class Spec(BaseModel, Generic[T]):
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Validate as any model; a refused one leaves nothing in the bulk."""
+        schema = handler(source)
+        # As part of another model a complete one comes as it was made.
+        if is_exact(schema):
+            return schema
+        # What refers to the model, the model itself for one, means all of it.
+        inner: Any = {key: value for key, value in schema.items() if key != "ref"}
+        return core_schema.no_info_wrap_validator_function(
+            exactly, inner, ref=schema.get("ref")
+        )
 
     def to_resource(self) -> T:
         """

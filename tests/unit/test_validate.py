@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from seance import SESSION_BULK_CONTEXT, Key, Proxy, Ref
+from seance import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
 from seance.bulk._validate import RowValidator
 from seance.references import Registry
 from tests.fixtures.models import Country, Region, Seat
@@ -64,7 +64,13 @@ class Strict(BaseModel):
     away: Annotated[Country | None, Key()]
 
 
-MODELS: list[type[BaseModel]] = [Plain, Composed, Named, Strict]
+class Bound(Spec[Region]):
+    number: int = 0
+    home: Ref[Country]
+    away: Ref[Country] | None = None
+
+
+MODELS: list[type[BaseModel]] = [Plain, Composed, Named, Strict, Bound]
 
 scalars = st.sampled_from(["fr", "de", "1", "x", "NA", None])
 others = st.sampled_from(

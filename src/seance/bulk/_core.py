@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.state import InstanceState
 
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
+from ..graphs import connect_all, contents, is_made, is_waiting, unconnected
 from ..keys import identifiers
 from ..placeholders import Placeholders, reference_in, replace_in
 from ..references import (
     Proxy,
     Registry,
     is_resolved,
-    key_of,
     shape_of,
     target_of,
     unsettle,
 )
+from ..registration import Attempt, held_by
 from ..resources import Spec, entity_of
 from . import _run, _values
 from ._collector import paused
@@ -59,7 +62,8 @@ class Bulk:
         hand = None if proxy_reference else self._placeholders.of
         self._registry = Registry(hand)
         self._values: list[_values.Value] = []
-        self._models: list[BaseModel] = []
+        #: What was given as a whole, by id: where failures are located.
+        self._payloads: dict[int, Any] = {}
         self._hydrated: set[int] = set()
         #: References that stand for values.
         self._named: list[Proxy] = []
@@ -91,15 +95,17 @@ class Bulk:
         Raises:
             SessionError: Anything else.
         """
-        if type(instance) in self._mapped and not is_reference:
-            self._add_value(instance, type(instance))
+        if (
+            type(instance) in self._mapped
+            and type(instance._sa_instance_state) is InstanceState
+            and not is_reference
+        ):
+            self._add_instance(instance)
         elif type(instance) is Proxy:
             self._registry.adopt(instance)
         # A model of SQLModel is both; it is a value.
         elif isinstance(instance, BaseModel) and not _is_mapped(instance):
-            self._models.append(instance)
-            for _, proxy in _proxies_in(instance):
-                self._registry.adopt(proxy)
+            self._take_in(instance)
             if isinstance(instance, Spec):
                 self._add_value(instance, entity_of(type(instance)))
         elif not _is_mapped(instance):
@@ -113,7 +119,67 @@ class Bulk:
             self._registry.adopt(_values.reference_to(instance))
         else:
             self._mapped.add(type(instance))
+            self._add_instance(instance)
+
+    def _add_instance(self, instance: Any) -> None:
+        if id(instance) not in self._given:
             self._add_value(instance, type(instance))
+            if unconnected(instance) or is_made(instance):
+                self._take_in(instance)
+
+    def validate(self, type_: type[T] | Any, data: Any) -> T | Any:
+        """
+        Validate *data* as Pydantic would, and add what comes out; no I/O.
+
+        References register, and so do values of :class:`Resource` and ``Spec``, and
+        lists of them. A failure to resolve one says where it is in *data*.
+
+        Args:
+            type_: Any type that Pydantic takes, or a ``TypeAdapter``.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was added.
+        """
+        return self._validate(adapter_of(type_).validate_python, data)
+
+    def validate_json(self, type_: type[T] | Any, text: str | bytes) -> T | Any:
+        """
+        As :meth:`validate`, of JSON.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was added.
+        """
+        return self._validate(adapter_of(type_).validate_json, text)
+
+    def _validate(self, validate: Callable[[Any], Any], given: Any) -> Any:
+        attempt = Attempt(self)
+        token = SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # as _enter
+        try:
+            payload = attempt.run(validate, given)
+        finally:
+            SESSION_BULK_CONTEXT.reset(token)
+        attempt.keep(payload, held_by(payload))
+        self._take_in(payload)
+        for each in _each(payload):
+            if isinstance(each, Spec):
+                self._add_value(each, entity_of(type(each)))
+            elif type(each) is not Proxy and hasattr(each, "_sa_instance_state"):
+                self._add_value(each, type(each))
+        return payload
+
+    def _add_values(self, values: Iterable[Any], payload: Any) -> None:
+        for value in values:
+            self._add_value(value, type(value))
+        self._payloads[id(payload)] = payload
+
+    def _take_in(self, payload: Any) -> None:
+        """Register the references of a payload, and its values made outside."""
+        self._payloads[id(payload)] = payload
+        for _, found in contents(payload):
+            if type(found) is Proxy:
+                self._registry.adopt(found)
+            elif hasattr(found, "_sa_instance_state") and is_made(found):
+                self._add_value(found, type(found))
 
     def _add_value(self, given: Any, entity: type[Any]) -> None:
         if id(given) not in self._given:
@@ -255,8 +321,9 @@ class Bulk:
         self._registry.settle_adopted()
         if not self.proxy_reference:
             self._placeholders.settle()
-            for model in self._models:
-                replace_in(model)
+            for payload in self._payloads.values():
+                replace_in(payload)
+        self._connect(session, lambda instance: not is_waiting(instance))
         if strategy == "hydrate":
             self._hydrated.update(id(p) for p in references if is_resolved(p))
         return Resolution(
@@ -265,6 +332,15 @@ class Bulk:
             values=sum(value.is_row for value in rows),
             failures=tuple(failures),
         )
+
+    def _connect(self, session: Session, wanted: Callable[[Any], bool]) -> None:
+        """Tell SQLAlchemy of the references that values hold."""
+        with session.no_autoflush:
+            connect_all(
+                value.given
+                for value in self._values
+                if not isinstance(value.given, Spec) and wanted(value.given)
+            )
 
     def _ask(
         self,
@@ -309,11 +385,13 @@ class Bulk:
     def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:
         places: dict[int, list[tuple[int | str, ...]]] = {}
         found = list(unfound)
-        for number, model in enumerate(self._models if found else ()):
-            for loc, proxy in _proxies_in(model):
-                kept = self._registry.find(proxy)
-                where = (number, *loc) if len(self._models) > 1 else loc
-                places.setdefault(id(kept), []).append(where)
+        payloads = list(self._payloads.values()) if found else []
+        for number, payload in enumerate(payloads):
+            for loc, proxy in contents(payload):
+                if type(proxy) is Proxy:
+                    kept = self._registry.find(proxy)
+                    where = (number, *loc) if len(payloads) > 1 else loc
+                    places.setdefault(id(kept), []).append(where)
         return [_run.failure(each, places.get(id(each[0]), ())) for each in found]
 
     def _flush(
@@ -326,6 +404,7 @@ class Bulk:
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
         self._begin_writing(session, "flush")
+        self._connect(session, lambda instance: True)
         if self._began_inside and self._savepoint is None:
             ensure_transaction(session.connection())
             with _values.set_aside(self._values):
@@ -385,8 +464,31 @@ def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
         raise SessionError(f"{name} is one of {options}, not {given!r}")
 
 
-def _is_instance(value: Any) -> bool:
-    return "_sa_instance_state" in getattr(value, "__dict__", ())
+@lru_cache(256)
+def _adapter(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+def adapter_of(type_: Any) -> TypeAdapter[Any]:
+    """Give what validates a type."""
+    if isinstance(type_, TypeAdapter):
+        return type_
+    try:
+        return _adapter(type_)
+    except TypeError:
+        # What annotates a type may have no hash.
+        return TypeAdapter(type_)
+
+
+def _each(payload: Any) -> Iterator[Any]:
+    """Give a payload, or what the collection that it is holds."""
+    if isinstance(payload, (list, tuple, set, frozenset)):
+        for item in payload:
+            yield from _each(item)
+    elif isinstance(payload, Mapping):
+        yield from _each(list(payload.values()))
+    else:
+        yield payload
 
 
 def _is_mapped(instance: Any) -> bool:
@@ -396,25 +498,3 @@ def _is_mapped(instance: Any) -> bool:
     except (NoInspectionAvailable, ValueError):
         return False
     return True
-
-
-def _proxies_in(
-    value: Any, loc: tuple[int | str, ...] = ()
-) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
-    """Give the proxies a payload holds, and where."""
-    if type(value) is not Proxy and _is_instance(value):
-        value = reference_in(value)
-    if type(value) is Proxy:
-        yield loc, value
-        for name, part in key_of(value).items():
-            if type(part) is Proxy:
-                yield from _proxies_in(part, (*loc, name))
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _proxies_in(value.__dict__.get(name), (*loc, name))
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _proxies_in(item, (*loc, name))
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for position, item in enumerate(value):
-            yield from _proxies_in(item, (*loc, position))

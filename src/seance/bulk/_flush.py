@@ -44,7 +44,7 @@ class _Writing:
         self.session = session
         #: In the order they came, by class.
         self.classes: dict[Mapper[Any], list[State]] = {}
-        self.states: set[State] = set()
+        self.states: dict[State, None] = {}
         self._cascades: dict[Mapper[Any], list[Any]] = {}
 
     def take(self, state: State) -> None:
@@ -55,7 +55,7 @@ class _Writing:
             if state in self.states or state.key is not None:
                 continue
             mapper = state.mapper
-            self.states.add(state)
+            self.states[state] = None
             self.classes.setdefault(mapper, []).append(state)
             for relationship in self._cascading(mapper):
                 held = state.dict.get(relationship.key)
@@ -81,6 +81,9 @@ class _Writing:
             writer = insertion(self.session, mapper) if states else None
             left = states if writer is None else self._around(writer, states)
             if left:
+                if self.session.identity_map._modified:
+                    # A row that has changed may refer to any of the others.
+                    left = [state for state in self.states if state.key is None]
                 self.session.add_all([state.obj() for state in left])
                 self.session.flush()
 

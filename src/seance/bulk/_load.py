@@ -905,6 +905,9 @@ class _Interning:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
+    def _add_values(self, values: Sequence[Any], payload: Any) -> None:
+        """Leave out rows of other tables: a load writes into one."""
+
 
 #: What types and drivers raise for a value they cannot take.
 _OF_A_VALUE = (ValueError, TypeError, ArithmeticError, LookupError)

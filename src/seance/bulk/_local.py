@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
+from ..graphs import items_of, lift, relationship_names
 from ..keys import Shape, identifiers, with_bases
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
-from ..resources import as_attribute, instances_in
+from ..resources import Spec, as_attribute, instances_in
 from ._report import Failure
 from ._values import (
     Value,
-    assign,
     choose,
+    complete,
     complete_identifiers,
     one_of_each,
     place,
@@ -43,7 +45,7 @@ class Local:
         self.keys: dict[Value, Proxy] = {}
         self.others: dict[Value, list[Proxy]] = {}
         self._registry = registry
-        self.held = {value: value.held for value in values}
+        self.held = {value: _kept(value) for value in values}
         self._by_given: dict[int, Value] = {}
         for value in values:
             self._by_given[id(value.given)] = value
@@ -191,7 +193,12 @@ def settle(
     done: list[Proxy] = []
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
-        for value, left_out in _in_order(values, local):
+        # An event of one must not meet what another one hides from SQLAlchemy.
+        ordered = list(_in_order(values, local))
+        for value, _ in ordered:
+            if not isinstance(value.given, Spec):
+                lift(value.given)
+        for value, left_out in ordered:
             # Not as it is now: what came before may have changed both sides.
             held, row = local.held[value], rows.get(value)
             attributes = {
@@ -206,8 +213,19 @@ def settle(
                 done.append(proxy)
             late.extend((value, name, held[name]) for name in left_out)
         for value, name, part in late:
-            assign(value, name, as_attribute(part, local.instance))
+            complete(value, name, as_attribute(part, local.instance))
     return done
+
+
+def _kept(value: Value) -> dict[str, Any]:
+    """Give what was given for a value, its collections as they are now."""
+    held = value.held
+    if isinstance(value.given, Spec):
+        return held  # nothing changes them
+    for name in relationship_names(inspect(value.entity)):
+        if isinstance(held.get(name), (list, set, dict)):
+            held[name] = items_of(held[name])
+    return held
 
 
 def _fetched(proxy: Proxy, row: dict[str, Any] | None) -> tuple[Any, ...] | None:
@@ -234,7 +252,7 @@ def _in_order(
     blocked: list[Value] = []
     for value in values:
         needs[value] = {}
-        for name, part in value.held.items():
+        for name, part in local.held[value].items():
             for inner in instances_in(part):
                 named = local.named(inner)
                 if named is not None and named is not value:
@@ -255,7 +273,9 @@ def _in_order(
             del needs[value]
             yield value, frozenset()
             for user in users.get(value, ()):
-                count[user] -= 1
+                # Not one that waits for something else.
+                if user in count:
+                    count[user] -= 1
         ready = [
             user
             for v in ready

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError, SchemaValidator, ValidationError
 
 from ..references import Proxy, ReferenceValidator
+from ..resources import is_exact
 
 #: A row (by position) and field that is no valid reference, and why.
 Refused = tuple[int, str, PydanticCustomError]
@@ -211,6 +212,10 @@ def _deferred(
     run after a field or the model, an ``__init__`` or ``model_post_init``.
     """
     schema: Any = model.__pydantic_core_schema__
+    if is_exact(schema):
+        # Each different reference is validated by itself, so what is refused
+        # registers nothing.
+        schema = schema["schema"]
     if (
         not isinstance(schema, dict)
         or schema.get("type") != "model"

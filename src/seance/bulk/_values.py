@@ -23,6 +23,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
+from ..graphs import assign, connect, is_given, items_of
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
 from ..references import (
@@ -73,15 +74,14 @@ class Value:
         held = inspect(self.given).dict
         return {name: held[name] for name in _set_attributes(self.given)}
 
-    @property
-    def adds(self) -> bool:
+    def adds(self, name: str) -> bool:
         """
-        Whether its collections are added to those of its row.
+        Whether a collection is added to that of the row, instead of replacing it.
 
         What a mapped instance holds may have come there by back references only,
         and does not say what else there is.
         """
-        return not isinstance(self.given, Spec)
+        return not isinstance(self.given, Spec) and not is_given(self.given, name)
 
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
@@ -292,9 +292,10 @@ def place(
             _replace_proxies(given)
             held = inspect(given).dict
             for name, attribute in attributes.items():
-                # Another value that it refers to turned out to be a known instance.
-                if name in held and held[name] is not attribute:
-                    setattr(given, name, attribute)
+                # It waited for a reference, or another value that it refers to
+                # turned out to be a known instance.
+                if held.get(name, _UNSET) is not attribute:
+                    assign(given, name, attribute)
         return
     check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
@@ -347,7 +348,7 @@ def discard(session: Session, instance: Any) -> None:
     for relationship in inspect(type(instance)).relationships:
         # Or the collection on the other side would bring it back.
         if relationship.key in held and relationship._reverse_property:
-            setattr(instance, relationship.key, [] if relationship.uselist else None)
+            connect(instance, relationship, [] if relationship.uselist else None)
 
 
 @contextmanager
@@ -357,7 +358,7 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
 
     A flush meanwhile finds them there and warns that they are not in the session.
     """
-    aside: list[tuple[Any, str, Any]] = []
+    aside: list[tuple[Any, RelationshipProperty[Any], Any]] = []
     for value in values:
         instance = value.instance
         if instance is None or not inspect(instance).transient:
@@ -366,14 +367,12 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
         for relationship in inspect(value.entity).relationships:
             if held.get(relationship.key) and relationship._reverse_property:
                 given = held[relationship.key]
-                given = list(given) if relationship.uselist else given
-                aside.append((instance, relationship.key, given))
-                setattr(
-                    instance, relationship.key, [] if relationship.uselist else None
-                )
+                given = items_of(given) if relationship.uselist else given
+                aside.append((instance, relationship, given))
+                connect(instance, relationship, [] if relationship.uselist else None)
     yield
-    for instance, name, given in aside:
-        setattr(instance, name, given)
+    for instance, relationship, given in aside:
+        connect(instance, relationship, given)
 
 
 def _replace_proxies(instance: Any) -> None:
@@ -406,13 +405,13 @@ def _apply(
     row: Mapping[str, Any],
     key: Collection[str],
     *,
-    adds: bool,
+    adds: Callable[[str], bool],
 ) -> None:
     """
     Set what differs from the row, or from what the session has changed in it.
 
     Args:
-        adds: Whether collections are added to, instead of replaced.
+        adds: Whether a collection is added to, instead of replaced.
     """
     mapper = inspect(type(instance))
     primary = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
@@ -428,14 +427,14 @@ def _apply(
             setattr(instance, name, value)
             continue
         if isinstance(prop, RelationshipProperty):
-            if prop.uselist and adds:
-                _append(instance, name, value)
+            if prop.uselist and adds(name):
+                _append(instance, prop, value)
             elif name not in held and _is_the_same_row(prop, value, row):
                 set_committed_value(instance, name, value)
             elif held.get(name, _UNSET) is not value:
                 for column in prop.local_columns:
                     _load(instance, mapper.get_property_by_column(column).key, row)
-                setattr(instance, name, value)
+                connect(instance, prop, value)
             continue
         _load(instance, name, row)
         if name in key:
@@ -444,21 +443,23 @@ def _apply(
             setattr(instance, name, value)
 
 
-def assign(value: Value, name: str, given: Any) -> None:
+def complete(value: Value, name: str, given: Any) -> None:
     """Set an attribute of the instance of a value, when what it refers to is made."""
     prop = inspect(value.entity).relationships.get(name)
-    if value.is_row and value.adds and prop is not None and prop.uselist:
-        _append(value.instance, name, given)
+    if value.is_row and prop is not None and prop.uselist and value.adds(name):
+        _append(value.instance, prop, given)
     else:
-        setattr(value.instance, name, given)
+        assign(value.instance, name, given)
 
 
-def _append(instance: Any, name: str, items: Any) -> None:
+def _append(instance: Any, prop: RelationshipProperty[Any], items: Any) -> None:
     """Add to a collection as a back reference does: it is not loaded for it."""
     state = inspect(instance)
-    impl = state.manager[name].impl
-    for item in [*(items.values() if isinstance(items, Mapping) else items)]:
-        impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
+    impl = state.manager[prop.key].impl
+    for item in items_of(items):
+        # What is said on the other side is done there.
+        if not any(is_given(item, other.key) for other in prop._reverse_property):
+            impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
 
 
 def _load(instance: Any, name: str, row: Mapping[str, Any]) -> None:
