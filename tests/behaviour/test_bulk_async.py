@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from seance import AsyncSession, Database, Ref, UnresolvedReferenceError
 from tests.fixtures.models import Author, Base, Country
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 @pytest.fixture

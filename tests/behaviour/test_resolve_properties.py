@@ -19,6 +19,8 @@ from seance import Database, Key, Proxy
 from seance.references import ReferenceValidator, is_resolved, target_of
 from tests.fixtures.models import Base, Country, Node, Region, Seat, Site, Tag, Vehicle
 
+pytestmark = pytest.mark.every_database
+
 codes = st.sampled_from(["fr", "de", "FR", "xx", "f", "é", "'", ""])
 numbers = st.integers(-2, 3)
 countries = codes | codes.map(lambda code: {"code": code}) | numbers

@@ -11,6 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from math import isfinite
+from types import NoneType
 from typing import Any
 
 from sqlalchemy import (
@@ -26,7 +30,9 @@ from sqlalchemy import (
     column,
     func,
     literal,
+    or_,
     select,
+    text,
     types,
     union_all,
 )
@@ -52,6 +58,8 @@ class Keys:
     parameters: dict[str, Any]
     #: Whether every key has a row in the answer, empty where nothing was found.
     outer: bool = False
+    #: Columns of the key whose texts may have letters that the table cannot hold.
+    foreign: frozenset[int] = frozenset()
 
 
 Builder = Callable[[Batch, Dialect], "list[tuple[int, Keys]]"]
@@ -79,10 +87,38 @@ def bind_processors(
     column_types: Sequence[Any], dialect: Dialect
 ) -> list[Callable[[Any], Any] | None]:
     """Give what turns a value into what the driver takes, for each type."""
-    return [
-        column_type.dialect_impl(dialect).bind_processor(dialect)
-        for column_type in column_types
-    ]
+    return [_bind_processor(column_type, dialect) for column_type in column_types]
+
+
+def _bind_processor(column_type: Any, dialect: Dialect) -> Callable[[Any], Any] | None:
+    implemented = column_type.dialect_impl(dialect)
+    processor: Callable[[Any], Any] | None = implemented.bind_processor(dialect)
+    if processor is None and dialect.name in _MYSQL:
+        return _ZONELESS.get(implemented._type_affinity)
+    return processor
+
+
+_MYSQL = frozenset({"mysql", "mariadb"})
+
+
+def _without_zone(value: Any) -> Any:
+    # Their drivers leave it out, without a word.
+    return value.replace(tzinfo=None) if isinstance(value, (datetime, time)) else value
+
+
+_ZONELESS = {types.DateTime: _without_zone, types.Time: _without_zone}
+
+
+#: What fits into 64 bits.
+_INTEGERS = range(-(2**63), 2**63)
+
+
+def within(allowed: range, values: list[Any]) -> list[Any]:
+    """Put NULL, which equals nothing, for numbers that no column can hold."""
+    numbers = [value for value in values if type(value) is int]
+    if not numbers or (min(numbers) in allowed and max(numbers) in allowed):
+        return values
+    return [None if type(v) is int and v not in allowed else v for v in values]
 
 
 # SQLite: one JSON array, and an outer join, which keeps it the outer loop so
@@ -130,6 +166,154 @@ def _in_json(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
     ]
 
 
+# MariaDB and MySQL: one JSON array as a table with an ordinal. Its columns have
+# the types of the literals that a driver would write, so that they are compared as
+# in a WHERE by hand. The outer join keeps the keys as the outer loop.
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """How values of one kind go through JSON."""
+
+    #: The type of their column in ``JSON_TABLE``.
+    type: str
+    #: Gives what JSON has for a value; ``None``: the value itself.
+    written: Callable[[Any], Any] | None = None
+    #: The values that a column can have.
+    range: range | None = None
+    #: Whether JSON and the type can carry a value; ``None``: any.
+    fits: Callable[[Any], bool] | None = None
+    #: Makes the value in SQL of what JSON has; ``None``: the type does.
+    read: Callable[[Any], ColumnElement[Any]] | None = None
+
+
+def _as_literal(value: Any) -> ColumnElement[str]:
+    """
+    Give a text that takes the collation of what it is compared with.
+
+    A column does not, be it one of JSON: two collations would be an error. These
+    functions have the "coercibility" of a literal, and undo each other.
+    """
+    return func.json_unquote(func.json_quote(value))
+
+
+def _fits_decimal(value: Decimal) -> bool:
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -30 and value.adjusted() < 35
+
+
+_TEXT = "LONGTEXT CHARACTER SET utf8mb4"
+_BY_KIND: dict[type[Any], _Sent] = {
+    str: _Sent(_TEXT, read=_as_literal),
+    bytes: _Sent(_TEXT, written=bytes.hex, read=func.unhex),
+    int: _Sent("BIGINT", range=_INTEGERS),
+    bool: _Sent("BIGINT", written=int),
+    float: _Sent("DOUBLE", fits=isfinite),
+    Decimal: _Sent("DECIMAL(65, 30)", written=str, fits=_fits_decimal),
+    datetime: _Sent("DATETIME(6)", written=str),
+    date: _Sent("DATE", written=str),
+    time: _Sent("TIME(6)", written=str),
+}
+_UNSIGNED = _Sent("BIGINT UNSIGNED", range=range(2**64))
+#: A literal of these kinds is a text to a column that is not of their type.
+_TIMES = {datetime: types.DateTime, date: types.Date, time: types.Time}
+
+
+def _sent(column_type: Any, kinds: set[type[Any]]) -> _Sent | None:
+    """Say how values of *kinds* go through JSON, ``None`` if they cannot."""
+    if len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    if kind in _TIMES and not isinstance(column_type, _TIMES[kind]):
+        return None
+    if kind is int and getattr(column_type, "unsigned", False):
+        return _UNSIGNED
+    return _BY_KIND.get(kind)
+
+
+def _as_json(column_type: Any, values: list[Any]) -> tuple[_Sent, list[Any]] | None:
+    """Give values as JSON has them, and how to read them; ``None``: it cannot."""
+    sent = _sent(column_type, set(map(type, values)) - {NoneType})
+    if sent is None:
+        return None
+    if sent.range is not None:
+        values = within(sent.range, values)
+    if sent.fits is not None and not all(sent.fits(v) for v in values if v is not None):
+        return None
+    written = sent.written
+    if written is not None:
+        values = [None if value is None else written(value) for value in values]
+    return sent, values
+
+
+def _in_json_table(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
+    columns: list[Sequence[Any]] = []
+    sent: list[_Sent] = []
+    for column_type, values in zip(
+        _key_types(batch), zip(*batch.values, strict=True), strict=True
+    ):
+        processor = _bind_processor(column_type, dialect)
+        ready = list(values if processor is None else map(processor, values))
+        written = _as_json(column_type.dialect_impl(dialect), ready)
+        if written is None:
+            return _in_parameters(batch, dialect)
+        sent.append(written[0])
+        columns.append(written[1])
+    single = len(columns) == 1
+    spelled = [
+        f"k{n} {how.type} PATH '{'$' if single else f'$[{n}]'}'"
+        for n, how in enumerate(sent)
+    ]
+    definition = f"'$[*]' COLUMNS (n FOR ORDINALITY, {', '.join(spelled)})"
+    table = func.json_table(
+        bindparam("seance_keys", type_=Text), text(definition)
+    ).table_valued(
+        column("n", Integer),
+        *(column(f"k{n}") for n in range(len(columns))),
+        name="seance_key",
+    )
+    asked_for = tuple(
+        table.c[f"k{n}"] if how.read is None else how.read(table.c[f"k{n}"])
+        for n, how in enumerate(sent)
+    )
+    foreign = frozenset(
+        n
+        for n, how in enumerate(sent)
+        if how.read is _as_literal
+        and not "".join([v for v in columns[n] if v is not None]).isascii()
+    )
+    keys = columns[0] if single else list(zip(*columns, strict=True))
+    return [
+        (
+            start,
+            Keys(
+                table=table,
+                ordinal=table.c.n,
+                first=1,
+                columns=asked_for,
+                parameters={"seance_keys": some},
+                outer=True,
+                foreign=foreign,
+            ),
+        )
+        for start, some in _in_packets(keys)
+    ]
+
+
+#: Characters of one JSON text: some way below ``max_allowed_packet`` (16 MiB).
+PACKET = 4 * 2**20
+
+
+def _in_packets(keys: Sequence[Any], start: int = 0) -> Iterator[tuple[int, str]]:
+    written = json.dumps(keys, ensure_ascii=False, separators=(",", ":"))
+    if len(written) <= PACKET or len(keys) == 1:
+        yield start, written
+        return
+    half = len(keys) // 2
+    yield from _in_packets(keys[:half], start)
+    yield from _in_packets(keys[half:], start + half)
+
+
 class _Bpchar(types.UserDefinedType[str]):
     """PostgreSQL's CHAR of any length: CHAR alone means one character there."""
 
@@ -156,6 +340,7 @@ _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # a class w
 
 def _unlimited(column_type: Any, dialect: Dialect) -> Any:
     """Give the type without its limits: a cast to one would cut or refuse a key."""
+    column_type = column_type._variant_mapping.get(dialect.name, column_type)
     if isinstance(column_type, types.TypeDecorator):
         return _unlimited(column_type.load_dialect_impl(dialect), dialect)
     if isinstance(column_type, types.Enum):
@@ -187,7 +372,7 @@ def _in_arrays(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
         sent = _unlimited(column_type, dialect)
         processor = bind_processors([column_type], dialect)[0]
         ready = values if processor is None else map(processor, values)
-        parameters[f"seance_key_{n}"] = _possible(list(ready))
+        parameters[f"seance_key_{n}"] = _storable(list(ready))
         array = ARRAY(sent if processor is None else _Ready(sent))
         arrays.append(cast(bindparam(f"seance_key_{n}", type_=array), ARRAY(sent)))
         names.append(column(f"k{n}", column_type))
@@ -210,18 +395,11 @@ def _in_arrays(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
     ]
 
 
-#: What fits into 64 bits.
-_INTEGERS = range(-(2**63), 2**63)
-
-
-def _possible(values: list[Any]) -> list[Any]:
-    """Put NULL, which equals nothing, for what no column can hold."""
-    kinds = set(map(type, values))
-    if kinds == {str} and "\0" in "".join(values):
-        return [None if "\0" in value else value for value in values]
-    if kinds == {int} and not (min(values) in _INTEGERS and max(values) in _INTEGERS):
-        return [value if value in _INTEGERS else None for value in values]
-    return values
+def _storable(values: list[Any]) -> list[Any]:
+    """Put NULL, which equals nothing, for what no column of PostgreSQL can hold."""
+    if "\0" in "".join([value for value in values if type(value) is str]):
+        values = [None if type(v) is str and "\0" in v else v for v in values]
+    return within(_INTEGERS, values)
 
 
 #: Bound values of one statement where nothing better is known; SQLite before
@@ -261,29 +439,52 @@ def _parameter_tables(batch: Batch) -> Iterator[tuple[int, Keys]]:
                 parameters={
                     f"k{n}_{ordinal}": value
                     for n, column in enumerate(zip(*chunk, strict=True))
-                    for ordinal, value in enumerate(_possible(list(column)))
+                    for ordinal, value in enumerate(within(_INTEGERS, list(column)))
                 },
             ),
         )
 
 
-_BUILDERS: dict[str, Builder] = {"sqlite": _in_json, "postgresql": _in_arrays}
+_BUILDERS: dict[str, Builder] = {
+    "sqlite": _in_json,
+    "postgresql": _in_arrays,
+    "mariadb": _in_json_table,
+    "mysql": _in_json_table,
+}
 
 
 def on_clause(shape: Shape, nulls: Sequence[bool], keys: Keys) -> list[Any]:
     """Give the conditions under which a row answers a key."""
-    asked_for = iter(keys.columns)
-    return [
-        known.is_(None) if null else known == next(asked_for)
-        for known, null in zip(shape.columns, nulls, strict=True)
+    conditions: list[Any] = []
+    given = [c for c, null in zip(shape.columns, nulls, strict=True) if not null]
+    for n, (known, asked_for) in enumerate(zip(given, keys.columns, strict=True)):
+        conditions.append(known == asked_for)
+        if n in keys.foreign:
+            conditions.append(_has_all_letters(known, asked_for))
+    conditions += [
+        c.is_(None) for c, null in zip(shape.columns, nulls, strict=True) if null
     ]
+    return conditions
+
+
+def _has_all_letters(known: Any, asked_for: Any) -> ColumnElement[bool]:
+    """
+    Say that no letter of a key was lost when it took a column's character set.
+
+    What is not in a small one, as latin1, becomes a question mark.
+    """
+    marks = [
+        func.char_length(each) - func.char_length(func.replace(each, "?", ""))
+        for each in (known, asked_for)
+    ]
+    return or_(func.charset(known).like("utf%"), marks[0] == marks[1])
 
 
 def orders_alike(column_type: Any, dialect: Dialect) -> bool:
     """Whether values that are equal to the database are equal to Python as well."""
     if isinstance(column_type, String):
         return (
-            dialect.name in _BUILDERS
+            dialect.name in ("sqlite", "postgresql")
             and type(column_type) in _PLAIN_TEXT
             and column_type.collation is None
         )
