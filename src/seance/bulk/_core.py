@@ -273,9 +273,10 @@ class Bulk:
                 strategy=strategy,
                 of_values=of_values,
                 size=size,
+                tells_refused=True,
             )
         return outcome, [
-            (key, "missing", [])
+            _run.Unfound(key, "missing")
             for key in asked
             if scope == "values" and id(key) not in outcome.rows
         ]

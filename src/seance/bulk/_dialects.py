@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from math import isfinite
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     CHAR,
@@ -39,6 +40,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    ProgrammingError,
+    StatementError,
+)
 from sqlalchemy.sql.selectable import FromClause
 
 from ..keys import Shape
@@ -71,8 +79,15 @@ def asked(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
 
     One table for a batch where the dialect can take an array or JSON; several
     of a bounded number of parameters elsewhere.
+
+    Raises:
+        sqlalchemy.exc.StatementError: A type refuses a value.
     """
-    return _BUILDERS.get(dialect.name, _in_parameters)(batch, dialect)
+    try:
+        return _BUILDERS.get(dialect.name, _in_parameters)(batch, dialect)
+    except Exception as error:
+        # As SQLAlchemy does with what it hands to types itself.
+        raise StatementError(str(error), "look-up of keys", None, error) from error
 
 
 def _key_types(batch: Batch) -> list[Any]:
@@ -113,12 +128,12 @@ _ZONELESS = {types.DateTime: _without_zone, types.Time: _without_zone}
 _INTEGERS = range(-(2**63), 2**63)
 
 
-def within(allowed: range, values: list[Any]) -> list[Any]:
+def _in_64_bits(values: list[Any]) -> list[Any]:
     """Put NULL, which equals nothing, for numbers that no column can hold."""
     numbers = [value for value in values if type(value) is int]
-    if not numbers or (min(numbers) in allowed and max(numbers) in allowed):
+    if not numbers or (min(numbers) in _INTEGERS and max(numbers) in _INTEGERS):
         return values
-    return [None if type(v) is int and v not in allowed else v for v in values]
+    return [None if type(v) is int and v not in _INTEGERS else v for v in values]
 
 
 # SQLite: one JSON array, and an outer join, which keeps it the outer loop so
@@ -179,8 +194,8 @@ class _Sent:
     type: str
     #: Gives what JSON has for a value; ``None``: the value itself.
     written: Callable[[Any], Any] | None = None
-    #: The values that a column can have.
-    range: range | None = None
+    #: Whether a column can have a value at all; ``None``: any.
+    possible: Callable[[Any], bool] | None = None
     #: Whether JSON and the type can carry a value; ``None``: any.
     fits: Callable[[Any], bool] | None = None
     #: Makes the value in SQL of what JSON has; ``None``: the type does.
@@ -198,23 +213,27 @@ def _as_literal(value: Any) -> ColumnElement[str]:
 
 
 def _fits_decimal(value: Decimal) -> bool:
-    exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -30 and value.adjusted() < 35
+    return int(value.as_tuple().exponent) >= -30 and value.adjusted() < 35
 
 
 _TEXT = "LONGTEXT CHARACTER SET utf8mb4"
 _BY_KIND: dict[type[Any], _Sent] = {
     str: _Sent(_TEXT, read=_as_literal),
     bytes: _Sent(_TEXT, written=bytes.hex, read=func.unhex),
-    int: _Sent("BIGINT", range=_INTEGERS),
+    int: _Sent("BIGINT", possible=_INTEGERS.__contains__),
     bool: _Sent("BIGINT", written=int),
-    float: _Sent("DOUBLE", fits=isfinite),
-    Decimal: _Sent("DECIMAL(65, 30)", written=str, fits=_fits_decimal),
+    float: _Sent("DOUBLE", possible=isfinite),
+    Decimal: _Sent(
+        "DECIMAL(65, 30)",
+        written=str,
+        possible=Decimal.is_finite,
+        fits=_fits_decimal,
+    ),
     datetime: _Sent("DATETIME(6)", written=str),
     date: _Sent("DATE", written=str),
     time: _Sent("TIME(6)", written=str),
 }
-_UNSIGNED = _Sent("BIGINT UNSIGNED", range=range(2**64))
+_UNSIGNED = _Sent("BIGINT UNSIGNED", possible=range(2**64).__contains__)
 #: A literal of these kinds is a text to a column that is not of their type.
 _TIMES = {datetime: types.DateTime, date: types.Date, time: types.Time}
 
@@ -236,8 +255,10 @@ def _as_json(column_type: Any, values: list[Any]) -> tuple[_Sent, list[Any]] | N
     sent = _sent(column_type, set(map(type, values)) - {NoneType})
     if sent is None:
         return None
-    if sent.range is not None:
-        values = within(sent.range, values)
+    possible = sent.possible
+    if possible is not None:
+        # NULL equals nothing.
+        values = [v if v is not None and possible(v) else None for v in values]
     if sent.fits is not None and not all(sent.fits(v) for v in values if v is not None):
         return None
     written = sent.written
@@ -399,7 +420,7 @@ def _storable(values: list[Any]) -> list[Any]:
     """Put NULL, which equals nothing, for what no column of PostgreSQL can hold."""
     if "\0" in "".join([value for value in values if type(value) is str]):
         values = [None if type(v) is str and "\0" in v else v for v in values]
-    return within(_INTEGERS, values)
+    return _in_64_bits(values)
 
 
 #: Bound values of one statement where nothing better is known; SQLite before
@@ -439,7 +460,7 @@ def _parameter_tables(batch: Batch) -> Iterator[tuple[int, Keys]]:
                 parameters={
                     f"k{n}_{ordinal}": value
                     for n, column in enumerate(zip(*chunk, strict=True))
-                    for ordinal, value in enumerate(within(_INTEGERS, list(column)))
+                    for ordinal, value in enumerate(_in_64_bits(list(column)))
                 },
             ),
         )
@@ -478,6 +499,130 @@ def _has_all_letters(known: Any, asked_for: Any) -> ColumnElement[bool]:
         for each in (known, asked_for)
     ]
     return or_(func.charset(known).like("utf%"), marks[0] == marks[1])
+
+
+Refusal = Literal["denied", "invalid"]
+
+# insufficient_privilege. Source: PostgreSQL, "PostgreSQL Error Codes".
+_DENIED_STATE = "42501"
+# SQLITE_AUTH. Source: SQLite, "Result and Error Codes".
+_DENIED_CODE = 23
+# ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR.
+# Source: MariaDB, "MariaDB Error Codes".
+_DENIED_NUMBERS = (1142, 1143)
+# data_exception, the class.
+_DATA_EXCEPTION = "22"
+
+
+def refusal(error: Exception) -> Refusal | None:
+    """
+    Say what an error of a look-up is about.
+
+    ``denied``: the table may not be read. ``invalid``: one of the keys is not taken
+    by its type, the driver or the database. ``None``: neither.
+    """
+    if not isinstance(error, DBAPIError):
+        # A type refused, or the driver could not write a text or a number.
+        of_type = isinstance(error, StatementError) and error.orig is not None
+        written = not isinstance(error, (UnicodeError, OverflowError))
+        return None if written and not of_type else "invalid"
+    if error.connection_invalidated:
+        return None
+    original: Any = error.orig
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    code = getattr(original, "sqlite_errorcode", None)
+    number = original.args[0] if original.args else None
+    if state == _DENIED_STATE or code == _DENIED_CODE or number in _DENIED_NUMBERS:
+        return "denied"
+    if state is not None:
+        return "invalid" if state.startswith(_DATA_EXCEPTION) else None
+    # Without a code it comes from the driver, which did not like what it was given.
+    by_driver = code is None and not isinstance(number, int)
+    given = isinstance(error, (DataError, InterfaceError, ProgrammingError))
+    return "invalid" if by_driver and given else None
+
+
+def ends_transactions(dialect: Dialect) -> bool:
+    """Whether an error ends the transaction it happens in."""
+    return dialect.name == "postgresql"
+
+
+class Guard:
+    """
+    Keeps a transaction of PostgreSQL usable when a look-up is refused.
+
+    An error ends the transaction there. One in which nothing else was done is begun
+    again; in any other, keys that might be refused are asked for in a savepoint.
+
+    Args:
+        others_work: Whether the transaction had begun before these look-ups.
+    """
+
+    def __init__(
+        self, connection: Connection, batch: Batch, *, others_work: bool
+    ) -> None:
+        self.connection = connection
+        self._others_work = others_work
+        self._savepoint = others_work and not all(
+            _is_never_refused(column_type, connection.dialect)
+            for column_type in _key_types(batch)
+        )
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Run one look-up."""
+        with self.connection.begin_nested() if self._savepoint else nullcontext():
+            yield
+
+    def recovers(self) -> bool:
+        """Make the connection usable after an error; say whether that worked."""
+        if _answers(self.connection):
+            return True
+        if self._others_work:
+            return False
+        driver: Any = self.connection.connection
+        self.connection.dialect.do_rollback(driver)
+        return True
+
+
+def is_idle(connection: Connection) -> bool:
+    """Whether PostgreSQL has not begun a transaction yet, as far as is known."""
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "is_in_transaction"):
+        return not driver.is_in_transaction()
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return status is not None and int(status) == 0
+
+
+def _answers(connection: Connection) -> bool:
+    # Not by SQLAlchemy: it is no statement of the caller's.
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+    except Exception:  # noqa: BLE001 - whatever it is, it does not
+        return False
+    return True
+
+
+_TAKEN = (
+    types.Integer,
+    types.Numeric,
+    types.Boolean,
+    types.LargeBinary,
+    types.Date,
+    types.DateTime,
+    types.Time,
+    types.Interval,
+)
+
+
+def _is_never_refused(column_type: Any, dialect: Dialect) -> bool:
+    """Whether PostgreSQL takes any value of a type that a driver can write."""
+    sent = _unlimited(column_type, dialect)
+    if isinstance(sent, types.Uuid):
+        return sent.as_uuid
+    return type(sent) in (Text, _Bpchar) or isinstance(sent, _TAKEN)
 
 
 def orders_alike(column_type: Any, dialect: Dialect) -> bool:
