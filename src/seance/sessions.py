@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callback)
 M = TypeVar("M", bound=Callable[..., Any])
+T = TypeVar("T")
 
 # What get_bind() found: the engine, the rule, and what is to be said of it.
 _Found = tuple[Any, Rule, str]
@@ -457,6 +458,10 @@ class Session(_Session):
             self._close_now()
         # Otherwise there is nothing to close.
 
+    def _in_turn(self, step: Callable[[], T]) -> T:
+        """Do *step*, which is several uses of this session, as one."""
+        return step()
+
     def _close_now(self) -> None:
         super().close()
 
@@ -609,6 +614,7 @@ for _name in (
 for _name in ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings"):
     _method = _flushes_by_itself(getattr(_Session, _name))
     setattr(Session, _name, one_at_a_time(_method))
+Session._in_turn = one_at_a_time(Session._in_turn, "resolve")  # type: ignore[method-assign]  # as those above
 Session._close_now = one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
 Session._flush_now = one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -198,6 +198,23 @@ class Bulk:
     ) -> Resolution:
         _check(scope, "scope", ("all", "references", "values"))
         _check(strategy, "strategy", ("bind", "hydrate"))
+        # One use of the session: another task comes before or after all of it.
+        in_turn = getattr(session, "_in_turn", _at_once)
+        resolution: Resolution = in_turn(
+            lambda: self._look_up(
+                session, raise_errors, scope, strategy, batch_size or BATCH
+            )
+        )
+        return resolution
+
+    def _look_up(
+        self,
+        session: Session,
+        raise_errors: bool,
+        scope: Scope,
+        strategy: Strategy,
+        size: int,
+    ) -> Resolution:
         references: list[Proxy] = []
         if scope != "values":
             references = [
@@ -207,9 +224,7 @@ class Bulk:
                 or (strategy == "hydrate" and id(proxy) not in self._hydrated)
             ]
         local = Local(list(self._values), self._registry)
-        outcome, missing = self._ask(
-            session, references, local, scope, strategy, batch_size or BATCH
-        )
+        outcome, missing = self._ask(session, references, local, scope, strategy, size)
         failures = self._failures([*outcome.unfound, *missing])
         if failures and raise_errors:
             raise ResolutionError(failures)
@@ -344,6 +359,10 @@ class Bulk:
         elif savepoint is not None or not self._began_inside:
             session.rollback()
         # Otherwise the bulk has sent nothing: what there is is its session's.
+
+
+def _at_once(step: Callable[[], T]) -> T:
+    return step()
 
 
 def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, Select, and_, select
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 
 from ..keys import Part, Shape, identifiers
 from ..references import (
@@ -18,6 +19,7 @@ from ..references import (
     settle_instance,
     shape_of,
 )
+from ._collector import paused
 from ._dialects import Guard, asked, ends_transactions, is_idle, on_clause, refusal
 from ._plan import BATCH, Batch, Values, batches, by_shape
 from ._report import Failure, Reason
@@ -169,13 +171,14 @@ def resolve(
     )
 
     def record() -> None:
-        for members, rows in answered:
-            if strategy == "hydrate":
-                for proxy, row in zip(members, rows, strict=True):
-                    if row is not None:
-                        settle_instance(proxy, row[:-1], row[-1])
-            else:
-                settle(members, rows, session)
+        with paused():
+            for members, rows in answered:
+                if strategy == "hydrate":
+                    for proxy, row in zip(members, rows, strict=True):
+                        if row is not None:
+                            settle_instance(proxy, row[:-1], row[-1])
+                else:
+                    settle(members, rows, session)
 
     return Outcome(record, count, unfound, complete)
 
@@ -354,15 +357,19 @@ def look_up(
             rows = _execute(session, arguments, statement, keys.parameters, strategy)
         base = offset - keys.first
         for row in rows:
-            place = row[0] + base
-            if row[1] is None and keys.outer and all(v is None for v in row[1:]):
+            answer: Any = row[1:]
+            if keys.outer and row[1] is None and answer.count(None) == len(answer):
                 continue
-            fetched_row = row[1:] if strategy == "bind" else (*row[2:], row[1])
-            if answers[place] is None:
-                answers[place] = fetched_row
+            if strategy == "hydrate":
+                # The key it has in the session, whatever was changed in it.
+                identity: Any = instance_state(row[1]).key
+                answer = (*identity[1], *row[2:], row[1])
+            place = row[0] + base
+            first = answers[place]
+            if first is None:
+                answers[place] = answer
             else:
-                first: Any = answers[place]
-                several.setdefault(place, [first]).append(fetched_row)
+                several.setdefault(place, [first]).append(answer)
     return answers, several
 
 
@@ -376,7 +383,9 @@ def _execute(
     # Without entities to load the ORM only adds time, but what the program hooks
     # into it (criteria of a tenant, say) holds for look-ups as well.
     if strategy == "hydrate" or session.dispatch.do_orm_execute:
-        return session.execute(statement, parameters, bind_arguments=arguments).all()
+        result = session.execute(statement, parameters, bind_arguments=arguments)
+        # A collection that is joined comes in several rows of one instance.
+        return result.unique().all() if strategy == "hydrate" else result.all()
     connection = session.connection(bind_arguments=arguments)
     return connection.execute(statement, parameters).all()
 
@@ -388,7 +397,8 @@ def _statement(
     statement: Select[Any] = (
         select(keys.ordinal, *wanted)
         if strategy == "bind"
-        else select(keys.ordinal, entity, *wanted)
+        # The instance knows its primary key, which comes first among them.
+        else select(keys.ordinal, entity, *wanted[len(batch.shape.primary_key) :])
     )
     return statement.select_from(keys.table).join(
         entity, and_(*on_clause(batch.shape, batch.nulls, keys)), isouter=keys.outer
