@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from tools.servers import PostgreSQL, ServerUnavailable
+from tools.servers import MariaDB, PostgreSQL, Server, ServerUnavailable
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = {
@@ -32,6 +32,8 @@ BENCHMARKS = {
 
 # These have a database of their own.
 IN_MEMORY = {"scopes"}
+# These know MariaDB.
+ON_MARIADB = {"resolve"}
 
 
 def machine() -> str:
@@ -50,13 +52,18 @@ def databases(stack: ExitStack) -> Iterator[tuple[str, str]]:
     """Give each database's name and URL; servers are started for this, durable."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     yield "SQLite", f"sqlite:///{folder}/bench.db"
-    try:
-        server = stack.enter_context(PostgreSQL.create(durable=True))
-    except ServerUnavailable as error:
-        print(f"PostgreSQL left out: {error}")
-        return
-    server.create_database("bench")
-    yield "PostgreSQL", server.url("psycopg", "bench")
+    servers: list[tuple[str, type[Server], str]] = [
+        ("PostgreSQL", PostgreSQL, "psycopg"),
+        ("MariaDB", MariaDB, "pymysql"),
+    ]
+    for name, kind, driver in servers:
+        try:
+            server = stack.enter_context(kind.create(durable=True))
+        except ServerUnavailable as error:
+            print(f"{name} left out: {error}")
+            continue
+        server.create_database("bench")
+        yield name, server.url(driver, "bench")
 
 
 def main() -> int:
@@ -71,6 +78,8 @@ def main() -> int:
                 if name.partition(",")[0] not in arguments.only.split(","):
                     continue
                 if name in IN_MEMORY and database != "SQLite":
+                    continue
+                if name not in ON_MARIADB and database == "MariaDB":
                     continue
                 print(f"\n{name}, {database}\n", flush=True)
                 command = [sys.executable, str(HERE / script), "--url", url, *options]

@@ -1,32 +1,51 @@
 """
-Resolve references by a composite key, and compare with the bare statement.
+Resolve references by key, compared with the bare statement and with doing it by hand.
 
-    python bench/resolve.py --url sqlite:///resolve.db --keys 100000 --rounds 5
+    python bench/resolve.py --url sqlite:///resolve.db [--full] [--rounds 3]
 
-A table of 200 000 rows is asked for half of them, in random order, by a key of a
-text and a number. ``bare`` sends the keys with the driver's own call (SQLite: one
-JSON array joined with the table, PostgreSQL: arrays with ordinality) and fetches
-every answer; ``bind`` is ``bulk.resolve()`` on references that were validated
-before. The two take turns; only the ratio of a round means something.
+A table is asked for keys in random order. ``bare`` sends the keys of a text and a
+number with the driver's own call, as one JSON array or as arrays, and fetches every
+answer; ``bind`` and ``hydrate`` are ``bulk.resolve()`` on references that were
+validated before. ``by hand`` is a chunked ``IN`` and a dictionary, over the same
+natural key of one text. What takes turns is compared round by round; only ratios
+mean something on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter
-from sqlalchemy import UniqueConstraint, create_engine, event, insert, make_url
+from pydantic import BaseModel, TypeAdapter
+from sqlalchemy import (
+    String,
+    UniqueConstraint,
+    and_,
+    create_engine,
+    insert,
+    make_url,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, Key
+from seance import Database, Key, Session
 
-ROWS = 200_000
+SIZES = [1_000, 10_000, 100_000]
+FULL = 1_000_000
+BATCH = 10_000
+#: Keys of one ``IN`` by hand; SQLite takes 32 766 parameters.
+CHUNK = 5_000
+#: Keys for what is slow.
+FEW = 300
 
 
 class Base(DeclarativeBase):
@@ -38,14 +57,20 @@ class Reading(Base):
     __table_args__ = (UniqueConstraint("station", "hour"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    station: Mapped[str]
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    station: Mapped[str] = mapped_column(String(20))
     hour: Mapped[int]
     value: Mapped[float]
+    note: Mapped[str | None] = mapped_column(String(20))
+
+
+class Payload(BaseModel):
+    reading: Annotated[Reading, Key("code")]
 
 
 BARE = {
     "sqlite": (
-        "SELECT k.key, r.id FROM json_each(?) AS k CROSS JOIN bench_readings AS r"
+        "SELECT k.key, r.id FROM json_each(?) AS k LEFT JOIN bench_readings AS r"
         " ON r.station = json_extract(k.value, '$[0]')"
         " AND r.hour = json_extract(k.value, '$[1]')"
     ),
@@ -54,100 +79,218 @@ BARE = {
         " AS k(station, hour, n) JOIN bench_readings AS r"
         " ON r.station = k.station AND r.hour = k.hour"
     ),
+    "mysql": (
+        "SELECT k.n, r.id FROM JSON_TABLE(%s, '$[*]' COLUMNS (n FOR ORDINALITY,"
+        " station VARCHAR(20) PATH '$[0]', hour INT PATH '$[1]')) AS k"
+        " LEFT JOIN bench_readings AS r"
+        " ON r.station = k.station AND r.hour = k.hour"
+    ),
+}
+Row = tuple[str, str, int]
+
+
+def chunks(keys: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+def bare(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    dialect = session.get_bind().dialect.name
+    cursor: Any = session.connection().connection.cursor()
+
+    def run() -> int:
+        found: list[Any] = []
+        for chunk in chunks(rows, BATCH):
+            keys = [row[1:] for row in chunk]
+            parameters: Any = (json.dumps(keys),)
+            if dialect == "postgresql":
+                parameters = ([k[0] for k in keys], [k[1] for k in keys])
+            cursor.execute(BARE[dialect], parameters)
+            found += cursor.fetchall()
+        return len(found)
+
+    return run
+
+
+def resolving(
+    strategy: Any, key: Key, names: Sequence[str]
+) -> Callable[[Session, Sequence[Row]], Callable[[], int]]:
+    def prepared(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+        adapter: TypeAdapter[Any] = TypeAdapter(list[Annotated[Reading, key]])
+        places = [("code", "station", "hour").index(name) for name in names]
+        given = [
+            {name: row[place] for name, place in zip(names, places, strict=True)}
+            for row in rows
+        ]
+        bulk = session.bulk()
+        with bulk:
+            references = adapter.validate_python(given)
+
+        def run() -> int:
+            assert len(references) == len(rows)
+            return bulk.resolve(strategy=strategy).resolved
+
+        return run
+
+    return prepared
+
+
+def identities_by_hand(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    def run() -> int:
+        known: dict[str, int] = {}
+        for chunk in chunks([row[0] for row in rows], CHUNK):
+            statement = select(Reading.code, Reading.id).where(Reading.code.in_(chunk))
+            known.update((code, key) for code, key in session.execute(statement))
+        return len([known[row[0]] for row in rows])
+
+    return run
+
+
+def entities_by_hand(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    def run() -> int:
+        known: dict[str, Reading] = {}
+        for chunk in chunks([row[0] for row in rows], CHUNK):
+            statement = select(Reading).where(Reading.code.in_(chunk))
+            known.update((found.code, found) for found in session.scalars(statement))
+        return len([known[row[0]] for row in rows])
+
+    return run
+
+
+def tuple_in(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    condition = tuple_(Reading.station, Reading.hour).in_([row[1:] for row in rows])
+    return lambda: len(session.scalars(select(Reading).where(condition)).all())
+
+
+def or_chain(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    condition = or_(
+        *(and_(Reading.station == row[1], Reading.hour == row[2]) for row in rows)
+    )
+    return lambda: len(session.scalars(select(Reading).where(condition)).all())
+
+
+def one_by_one(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    def run() -> int:
+        found = [
+            session.scalars(
+                select(Reading).where(Reading.station == row[1], Reading.hour == row[2])
+            ).one()
+            for row in rows
+        ]
+        return len(found)
+
+    return run
+
+
+def validating(session: Session, rows: Sequence[Row]) -> Callable[[], int]:
+    bulk = session.bulk()
+
+    def run() -> int:
+        with bulk:
+            return len([Payload.model_validate({"reading": row[0]}) for row in rows])
+
+    return run
+
+
+COMPOSITE = ("station", "hour")
+Prepared = Callable[[Session, Sequence[Row]], Callable[[], int]]
+WAYS: dict[str, Prepared] = {
+    "bare": bare,
+    "bind": resolving("bind", Key(*COMPOSITE), COMPOSITE),
+    "hydrate": resolving("hydrate", Key(*COMPOSITE), COMPOSITE),
+    "bind, one text": resolving("bind", Key("code"), ("code",)),
+    "by hand, identity": identities_by_hand,
+    "hydrate, one text": resolving("hydrate", Key("code"), ("code",)),
+    "by hand, entity": entities_by_hand,
+    "validate a model": validating,
+}
+SLOW: dict[str, Prepared] = {
+    "hydrate": WAYS["hydrate"],
+    "tuple IN": tuple_in,
+    "OR chain": or_chain,
+    "one by one": one_by_one,
+}
+#: What each is measured against, and how much slower it may be.
+AGAINST = {
+    "bind": ("bare", 2.0),
+    "bind, one text": ("by hand, identity", 1.5),
+    "hydrate, one text": ("by hand, entity", 1.2),
 }
 
 
-def bare(db: Database, keys: list[tuple[str, int]], size: int) -> float:
-    engine = db.manager.engines["default"]
-    connection = engine.raw_connection()
-    try:
-        cursor = connection.cursor()
-        began = time.perf_counter()
-        found = 0
-        for start in range(0, len(keys), size):
-            chunk = keys[start : start + size]
-            if engine.dialect.name == "sqlite":
-                parameters: Any = (json.dumps(chunk),)
-            else:
-                parameters = ([k[0] for k in chunk], [k[1] for k in chunk])
-            cursor.execute(BARE[engine.dialect.name], parameters)
-            found += len(cursor.fetchall())
-        seconds = time.perf_counter() - began
-        assert found == len(keys)
-        return seconds
-    finally:
-        connection.close()
+def measured(
+    db: Database, ways: dict[str, Prepared], rows: Sequence[Row], rounds: int
+) -> dict[str, list[float]]:
+    """Give the microseconds for each key, round by round."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        order = list(ways.items())
+        for name, prepared in order if turn % 2 else order[::-1]:
+            with db.session() as session:
+                run = prepared(session, rows)
+                gc.collect()
+                began = time.perf_counter()
+                found = run()
+                seconds = time.perf_counter() - began
+                assert found == len(rows), (name, found)
+            spent[name].append(1_000_000 * seconds / len(rows))
+    return spent
 
 
-def bind(db: Database, keys: list[tuple[str, int]], size: int) -> tuple[float, int]:
-    adapter: TypeAdapter[Any] = TypeAdapter(
-        list[Annotated[Reading, Key("station", "hour")]]
-    )
-    given = [{"station": station, "hour": hour} for station, hour in keys]
-    sent = 0
+def fill(url: str, count: int) -> list[Row]:
+    rows = [(f"R{n:07}", f"S{n % 1_000:04}", n // 1_000) for n in range(count)]
+    engine = create_engine(make_url(url))
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for chunk in chunks(rows, 50_000):
+            values = [
+                {"code": c, "station": s, "hour": h, "value": 0.5, "note": "n"}
+                for c, s, h in chunk
+            ]
+            connection.execute(insert(Reading), values)
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE bench_readings")
+    engine.dispose()
+    return rows
 
-    def count(*_: Any) -> None:
-        nonlocal sent
-        sent += 1
 
-    engine = db.manager.engines["default"]
-    with db.session_manager() as session, session.bulk() as bulk:
-        references = adapter.validate_python(given)
-        event.listen(engine, "before_cursor_execute", count)
-        began = time.perf_counter()
-        resolution = bulk.resolve(strategy="bind", batch_size=size)
-        seconds = time.perf_counter() - began
-        event.remove(engine, "before_cursor_execute", count)
-        assert resolution.resolved == len(references) == len(keys)
-    return seconds, sent
+def report(sizes: Sequence[int], spent: dict[int, dict[str, list[float]]]) -> None:
+    print("microseconds for each key\n")
+    print(f"{'keys':20}" + "".join(f"{size:>10,}" for size in sizes) + "     ratio")
+    for name in WAYS:
+        figures = "".join(f"{median(spent[size][name]):10.2f}" for size in sizes)
+        beside = AGAINST.get(name)
+        ratio = ""
+        if beside is not None:
+            pairs = zip(
+                spent[sizes[-1]][name], spent[sizes[-1]][beside[0]], strict=True
+            )
+            ratio = f"{median(a / b for a, b in pairs):10.2f} of {beside[0]}"
+            ratio += f" (wanted: {beside[1]})"
+        print(f"{name:20}{figures}{ratio}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Resolve references, compared.")
     parser.add_argument("--url", required=True)
-    parser.add_argument("--keys", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=10_000, help="keys a statement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="a million keys as well")
     arguments = parser.parse_args()
-    if arguments.keys > ROWS:
-        parser.error(f"at most {ROWS} keys")
-
-    rows = [(f"S{n % 1_000:04}", n // 1_000) for n in range(ROWS)]
-    engine = create_engine(make_url(arguments.url))
-    Base.metadata.drop_all(engine)
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        values = [{"station": s, "hour": h, "value": 0.5} for s, h in rows]
-        connection.execute(insert(Reading), values)
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("ANALYZE bench_readings")
-    engine.dispose()
-
-    keys = random.Random(1).sample(rows, arguments.keys)
-    ours, theirs, ratios = [], [], []
-    statements = 0
+    sizes = [*SIZES, FULL] if arguments.full else SIZES
+    rows = fill(arguments.url, sizes[-1] * 6 // 5)
+    chosen = random.Random(1).sample(rows, sizes[-1])
     with Database(arguments.url) as db:
-        for turn in range(arguments.rounds):
-            if turn % 2:
-                mine, statements = bind(db, keys, arguments.batch)
-                hand = bare(db, keys, arguments.batch)
-            else:
-                hand = bare(db, keys, arguments.batch)
-                mine, statements = bind(db, keys, arguments.batch)
-            ours.append(mine)
-            theirs.append(hand)
-            ratios.append(mine / hand)
+        measured(db, WAYS, chosen[:100], 1)  # what is done once for a process
+        spent = {
+            size: measured(db, WAYS, chosen[:size], arguments.rounds) for size in sizes
+        }
+        report(sizes, spent)
+        slow = measured(db, SLOW, chosen[:FEW], arguments.rounds)
+        print(f"\n{FEW} keys, microseconds for each\n")
+        for name, figures in slow.items():
+            print(f"{name:20}{median(figures):10.2f}")
         Base.metadata.drop_all(db.manager.engines["default"])
-    per_key = 1_000_000 / arguments.keys
-    print(f"{'':8}{'seconds':>10}{'us/key':>10}{'statements':>12}{'ratio':>8}")
-    for name, seconds, ratio in (
-        ("bare", median(theirs), 1.0),
-        ("bind", median(ours), median(ratios)),
-    ):
-        print(
-            f"{name:8}{seconds:10.3f}{seconds * per_key:10.2f}"
-            f"{statements:12}{ratio:8.2f}"
-        )
     return 0
 
 

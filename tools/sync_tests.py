@@ -29,6 +29,7 @@ DROPPED = ("@pytest.mark.anyio", "pytestmark = pytest.mark.anyio")
 
 # Keywords are no words of a comment or a string: "await" may be English there.
 KEYWORDS = {
+    "pytest.mark.anyio,": "",
     "async def": "def",
     "async with": "with",
     "async for": "for",

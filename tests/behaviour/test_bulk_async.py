@@ -18,7 +18,7 @@ from seance import (
 )
 from tests.fixtures.models import Author, Base, Country
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 @pytest.fixture
@@ -97,4 +97,20 @@ async def test_cancelled(session: AsyncSession) -> None:
         async with asyncio.timeout(60):
             await bulk.resolve(strategy="hydrate")
 
+    assert "France" == country.name
+
+
+async def test_resolved_by_two_tasks(session: AsyncSession) -> None:
+    """The second of two at once is refused, and nothing stays locked."""
+    async with session.bulk() as bulk:
+        country = TypeAdapter(Ref[Country]).validate_python("fr")
+        async with asyncio.timeout(60):
+            results = await asyncio.gather(
+                bulk.resolve(), bulk.resolve(), return_exceptions=True
+            )
+            again = await bulk.resolve(strategy="hydrate")
+
+    refused = [each for each in results if isinstance(each, BaseException)]
+    assert [ConcurrentUseError] == list(map(type, refused))
+    assert 1 == again.resolved
     assert "France" == country.name

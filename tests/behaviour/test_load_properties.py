@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session as PlainSession
 from seance import Database, LoadReport, Ref, RejectedRowsError, Spec
 from tests.fixtures.models import Author, Base, Book
 
+pytestmark = pytest.mark.every_database
+
 
 class BookIn(Spec[Book]):
     isbn: str

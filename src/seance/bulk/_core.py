@@ -372,10 +372,11 @@ class Bulk:
                 strategy=strategy,
                 of_values=of_values,
                 size=size,
+                tells_refused=True,
             )
         of_values = {id(key) for key in asked}
         return outcome, [
-            (key, "missing", [])
+            _run.Unfound(key, "missing")
             for value, key in local.keys.items()
             if scope == "values"
             and id(key) in of_values

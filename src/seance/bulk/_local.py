@@ -46,6 +46,7 @@ class Local:
         self.others: dict[Value, list[Proxy]] = {}
         self._registry = registry
         self.held = {value: _kept(value) for value in values}
+        self._targets: dict[int, Any] = {}
         self._by_given: dict[int, Value] = {}
         for value in values:
             self._by_given[id(value.given)] = value
@@ -137,8 +138,9 @@ class Local:
         """Give the value that a reference or an instance is, if it is one."""
         if type(given) is not Proxy:
             return self._by_given.get(id(given))
-        if given._seance_target is not None:
-            return self._by_given.get(id(given._seance_target))
+        target = self._target(given)
+        if target is not None:
+            return self._by_given.get(id(target))
         return self._by_token.get(
             self._token(given._seance_shape, given._seance_values)
         )
@@ -147,6 +149,10 @@ class Local:
         """Give the instance that *given* is: a value may have been another one."""
         named = self._by_given.get(id(given))
         return given if named is None or named.instance is None else named.instance
+
+    def _target(self, proxy: Proxy) -> Any:
+        """Give what *proxy* stood for when first seen: keys keep their token."""
+        return self._targets.setdefault(id(proxy), proxy._seance_target)
 
     def _token(self, shape: Shape, parts: Sequence[Any]) -> Any:
         return shape, tuple([self._part_token(part) for part in parts])
@@ -159,8 +165,9 @@ class Local:
             return "value", id(named)
         if type(part) is not Proxy:
             return token_of(part)
-        if part._seance_target is not None:
-            return token_of(part._seance_target)
+        target = self._target(part)
+        if target is not None:
+            return token_of(target)
         return self._token(part._seance_shape, part._seance_values)
 
 

@@ -31,6 +31,11 @@ class Batch:
     #: For each key, the values of the columns that are not NULL.
     values: Sequence[Values]
 
+    def part(self, start: int, end: int | None = None) -> Batch:
+        """Give the keys from *start* to *end* as a batch."""
+        some = slice(start, end)
+        return Batch(self.shape, self.nulls, self.proxies[some], self.values[some])
+
 
 def by_shape(proxies: Iterable[Proxy]) -> dict[Shape, list[Proxy]]:
     """Group references by the shape of their key; order is kept."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import describe_key
 
-Reason = Literal["missing", "ambiguous", "null", "denied"]
+Reason = Literal["missing", "ambiguous", "null", "denied", "invalid"]
 Status = Literal["created", "updated", "unchanged", "skipped", "failed"]
 
 
@@ -24,6 +24,8 @@ class Failure:
     locations: tuple[tuple[int | str, ...], ...] = ()
     #: The identities of the rows that answer to it, if there are several.
     rows: tuple[tuple[Any, ...], ...] = ()
+    #: What the database or a type said, if it refused.
+    message: str = ""
 
     def __str__(self) -> str:
         name = f"{self.entity.__name__}({describe_key(self.key)})"
@@ -31,7 +33,8 @@ class Failure:
             return (
                 f"{name} names {len(self.rows)} rows: {', '.join(map(str, self.rows))}"
             )
-        return f"{name} is {self.reason}"
+        said = f": {self.message}" if self.message else ""
+        return f"{name} is {self.reason}{said}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Select, and_, select
+from sqlalchemy import Connection, Select, and_, select
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 
 from ..keys import Part, Shape, identifiers
 from ..references import (
@@ -17,14 +19,25 @@ from ..references import (
     settle_instance,
     shape_of,
 )
-from ._dialects import asked, on_clause
+from ._collector import paused
+from ._dialects import Guard, asked, ends_transactions, is_idle, on_clause, refusal
 from ._plan import BATCH, Batch, Values, batches, by_shape
 from ._report import Failure, Reason
 
 Strategy = Literal["bind", "hydrate"]
 
-#: A reference that was not found, why, and the rows if there are several.
-Unfound = tuple[Proxy, Reason, list[tuple[Any, ...]]]
+
+class Unfound(NamedTuple):
+    """A reference that was not found, and why."""
+
+    proxy: Proxy
+    reason: Reason
+    #: The identities of the rows, if there are several.
+    rows: Sequence[tuple[Any, ...]] = ()
+    #: What was said by whoever refused.
+    message: str = ""
+
+
 #: For each key, what was fetched of its row; ``None`` where there is none. With
 #: ``hydrate``, the instance comes last.
 Rows = list[tuple[Any, ...] | None]
@@ -69,6 +82,7 @@ def resolve(
     strategy: Strategy = "bind",
     of_values: Collection[int] = frozenset(),
     size: int = BATCH,
+    tells_refused: bool = False,
 ) -> Outcome:
     """
     Look up what *proxies* name; nothing is changed.
@@ -77,11 +91,14 @@ def resolve(
         of_values: The proxies (their ids) that are keys of values: whole rows are
             fetched for them, and there may be none.
         size: Keys one statement asks for.
+        tells_refused: Give keys and tables that were refused as not found, instead
+            of raising the error.
     """
     found: dict[int, tuple[Any, ...]] = {}
     complete: dict[int, tuple[Any, ...]] = {}
     answered: list[tuple[Sequence[Proxy], Rows]] = []
     unfound: list[Unfound] = []
+    lookups = _LookUps(session, unfound if tells_refused else None)
 
     def row_of(proxy: Proxy) -> tuple[Any, ...] | None:
         row = found.get(id(proxy)) or complete.get(id(proxy))
@@ -120,47 +137,48 @@ def resolve(
         waiting = left
         for shape, asked_for, keys in ready:
             others, mine = _apart(asked_for, keys, of_values)
-            for batch in batches(shape, *mine, size=size):
+            for whole in batches(shape, *mine, size=size):
                 columns = whole_row(shape.mapper)
-                rows, several = look_up(session, batch, columns=columns)
-                unfound.extend(_unfound(batch, rows, several, required=False))
-                complete |= {
-                    id(proxy): row
-                    for place, (proxy, row) in enumerate(
-                        zip(batch.proxies, rows, strict=True)
-                    )
-                    if row is not None and place not in several
-                }
-            for batch in batches(shape, *others, size=size):
-                rows, several = look_up(session, batch, strategy)
-                if None in rows or several:
-                    unfound.extend(_unfound(batch, rows, several))
-                    for place in several:
-                        rows[place] = None
-                count += len(rows) - rows.count(None)
-                answered.append((batch.proxies, rows))
-                if nested:
-                    found |= {
+                for batch, rows, several in lookups.ask(whole, columns=columns):
+                    unfound.extend(_unfound(batch, rows, several, required=False))
+                    complete |= {
                         id(proxy): row
-                        for proxy, row in zip(batch.proxies, rows, strict=True)
-                        if row is not None
+                        for place, (proxy, row) in enumerate(
+                            zip(batch.proxies, rows, strict=True)
+                        )
+                        if row is not None and place not in several
                     }
+            for whole in batches(shape, *others, size=size):
+                for batch, rows, several in lookups.ask(whole, strategy):
+                    if None in rows or several:
+                        unfound.extend(_unfound(batch, rows, several))
+                        for place in several:
+                            rows[place] = None
+                    count += len(rows) - rows.count(None)
+                    answered.append((batch.proxies, rows))
+                    if nested:
+                        found |= {
+                            id(proxy): row
+                            for proxy, row in zip(batch.proxies, rows, strict=True)
+                            if row is not None
+                        }
     # What is still waiting has a key inside that names no row.
     unfound.extend(
-        (proxy, "missing", [])
+        Unfound(proxy, "missing")
         for members in waiting.values()
         for proxy in members
         if id(proxy) not in of_values
     )
 
     def record() -> None:
-        for members, rows in answered:
-            if strategy == "hydrate":
-                for proxy, row in zip(members, rows, strict=True):
-                    if row is not None:
-                        settle_instance(proxy, row[:-1], row[-1])
-            else:
-                settle(members, rows, session)
+        with paused():
+            for members, rows in answered:
+                if strategy == "hydrate":
+                    for proxy, row in zip(members, rows, strict=True):
+                        if row is not None:
+                            settle_instance(proxy, row[:-1], row[-1])
+                else:
+                    settle(members, rows, session)
 
     return Outcome(record, count, unfound, complete)
 
@@ -179,6 +197,7 @@ def attributes_of(mapper: Mapper[Any], row: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(names, row[-len(names) :], strict=True))
 
 
+Guarded = Callable[[Connection, Batch], AbstractContextManager[None]]
 _Keyed = tuple[Sequence[Proxy], Sequence[Values]]
 
 
@@ -202,17 +221,105 @@ def _unfound(
     for place, row in enumerate(rows):
         if place in several:
             identities = [each[:width] for each in several[place]]
-            yield batch.proxies[place], "ambiguous", identities
+            yield Unfound(batch.proxies[place], "ambiguous", identities)
         elif row is None and required:
-            yield batch.proxies[place], "missing", []
+            yield Unfound(batch.proxies[place], "missing")
 
 
 def failure(unfound: Unfound, locations: Iterable[Any] = ()) -> Failure:
     """Describe a reference that was not found."""
-    proxy, reason, rows = unfound
     return Failure(
-        shape_of(proxy).entity, key_of(proxy), reason, tuple(locations), tuple(rows)
+        shape_of(unfound.proxy).entity,
+        key_of(unfound.proxy),
+        unfound.reason,
+        tuple(locations),
+        tuple(unfound.rows),
+        unfound.message,
     )
+
+
+class _LookUps:
+    """
+    The look-ups of one ``resolve``.
+
+    Args:
+        refused: Gets what is refused; without it, the error is raised.
+    """
+
+    def __init__(self, session: Session, refused: list[Unfound] | None) -> None:
+        self.session = session
+        self.refused = refused
+        #: What was said, by the class whose table may not be read.
+        self._denied: dict[Mapper[Any], str] = {}
+        self._ended = ""
+        #: Whether a transaction had begun before the first look-up in it.
+        self._began: dict[Connection, bool] = {}
+        self._guard: Guard | None = None
+
+    def ask(
+        self,
+        batch: Batch,
+        strategy: Strategy = "bind",
+        columns: tuple[Any, ...] | None = None,
+    ) -> Iterator[tuple[Batch, Rows, Several]]:
+        """
+        Look up a batch, in parts where one of its keys is refused.
+
+        Finding one among *n* takes about twice the binary logarithm of *n*
+        look-ups more.
+        """
+        said = self._ended or self._denied.get(batch.shape.mapper)
+        if said:
+            self._refuse(batch, "denied", said)
+            return
+        self._guard = None
+        try:
+            rows, several = look_up(
+                self.session, batch, strategy, columns, guarded=self._guarded
+            )
+        except Exception as error:
+            if self.refused is None:
+                raise
+            if not self._is_told(batch, error):
+                half = len(batch.values) // 2
+                for part in (batch.part(0, half), batch.part(half)):
+                    yield from self.ask(part, strategy, columns)
+            return
+        yield batch, rows, several
+
+    def _is_told(self, batch: Batch, error: Exception) -> bool:
+        """Tell what was refused, if it is known; raise what is no refusal."""
+        reason = refusal(error)
+        if reason is None:
+            raise error
+        recovered = self._guard is None or self._guard.recovers()
+        said = _said(error)
+        if reason == "denied":
+            self._denied[batch.shape.mapper] = said
+            if not recovered:
+                self._ended = f"{said} (and the transaction was ended by that)"
+        elif not recovered:
+            raise error
+        elif len(batch.values) > 1:
+            return False
+        self._refuse(batch, reason, said)
+        return True
+
+    def _refuse(self, batch: Batch, reason: Reason, said: str) -> None:
+        if self.refused is not None:
+            self.refused.extend(Unfound(p, reason, (), said) for p in batch.proxies)
+
+    def _guarded(
+        self, connection: Connection, batch: Batch
+    ) -> AbstractContextManager[None]:
+        began = self._began.setdefault(connection, not is_idle(connection))
+        self._guard = Guard(connection, batch, others_work=began)
+        return self._guard()
+
+
+def _said(error: Exception) -> str:
+    original = getattr(error, "orig", None) or error
+    return str(original).strip().partition("\n")[0]
 
 
 def look_up(
@@ -220,6 +327,8 @@ def look_up(
     batch: Batch,
     strategy: Strategy = "bind",
     columns: tuple[Any, ...] | None = None,
+    *,
+    guarded: Guarded | None = None,
 ) -> tuple[Rows, Several]:
     """
     Ask for the rows of one batch of keys.
@@ -229,6 +338,7 @@ def look_up(
 
     Args:
         columns: What to fetch instead of the usual.
+        guarded: Keeps a transaction usable that an error would end.
     """
     mapper = batch.shape.mapper
     wanted = identifiers(mapper).fetched if columns is None else columns
@@ -239,34 +349,43 @@ def look_up(
         return answers, several
     for offset, keys in asked(batch, dialect):
         statement = _statement(batch, keys, wanted, strategy)
-        with session.no_autoflush:
-            rows = _execute(session, mapper, statement, keys.parameters, strategy)
+        arguments = {"mapper": mapper, "clause": statement}
+        guard: AbstractContextManager[Any] = nullcontext()
+        if guarded is not None and ends_transactions(dialect):
+            guard = guarded(session.connection(bind_arguments=arguments), batch)
+        with session.no_autoflush, guard:
+            rows = _execute(session, arguments, statement, keys.parameters, strategy)
         base = offset - keys.first
         for row in rows:
-            place = row[0] + base
-            if row[1] is None and keys.outer and all(v is None for v in row[1:]):
+            answer: Any = row[1:]
+            if keys.outer and row[1] is None and answer.count(None) == len(answer):
                 continue
-            fetched_row = row[1:] if strategy == "bind" else (*row[2:], row[1])
-            if answers[place] is None:
-                answers[place] = fetched_row
+            if strategy == "hydrate":
+                # The key it has in the session, whatever was changed in it.
+                identity: Any = instance_state(row[1]).key
+                answer = (*identity[1], *row[2:], row[1])
+            place = row[0] + base
+            first = answers[place]
+            if first is None:
+                answers[place] = answer
             else:
-                first: Any = answers[place]
-                several.setdefault(place, [first]).append(fetched_row)
+                several.setdefault(place, [first]).append(answer)
     return answers, several
 
 
 def _execute(
     session: Session,
-    mapper: Mapper[Any],
+    arguments: dict[str, Any],
     statement: Select[Any],
     parameters: dict[str, Any],
     strategy: Strategy,
 ) -> Sequence[Any]:
-    arguments = {"mapper": mapper}
     # Without entities to load the ORM only adds time, but what the program hooks
     # into it (criteria of a tenant, say) holds for look-ups as well.
     if strategy == "hydrate" or session.dispatch.do_orm_execute:
-        return session.execute(statement, parameters, bind_arguments=arguments).all()
+        result = session.execute(statement, parameters, bind_arguments=arguments)
+        # A collection that is joined comes in several rows of one instance.
+        return result.unique().all() if strategy == "hydrate" else result.all()
     connection = session.connection(bind_arguments=arguments)
     return connection.execute(statement, parameters).all()
 
@@ -278,7 +397,8 @@ def _statement(
     statement: Select[Any] = (
         select(keys.ordinal, *wanted)
         if strategy == "bind"
-        else select(keys.ordinal, entity, *wanted)
+        # The instance knows its primary key, which comes first among them.
+        else select(keys.ordinal, entity, *wanted[len(batch.shape.primary_key) :])
     )
     return statement.select_from(keys.table).join(
         entity, and_(*on_clause(batch.shape, batch.nulls, keys)), isouter=keys.outer

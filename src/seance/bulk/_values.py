@@ -40,7 +40,7 @@ from ._flush import write_new
 from ._merge import merge
 from ._plan import batches
 from ._report import BulkReport, Failure, Status
-from ._run import failure, look_up, part_values
+from ._run import Unfound, failure, look_up, part_values
 
 OnConflict = Literal["raise", "update", "skip"]
 OnDuplicate = Literal["raise", "first", "last"]
@@ -256,7 +256,7 @@ def _rows_of(
             if several:
                 raise ResolutionError(
                     [
-                        failure((batch.proxies[place], "ambiguous", answers))
+                        failure(Unfound(batch.proxies[place], "ambiguous", answers))
                         for place, answers in several.items()
                     ]
                 )

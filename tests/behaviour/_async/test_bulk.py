@@ -32,7 +32,7 @@ from tests.fixtures.models import (
     Tag,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 class AuthorIn(Spec[Author]):

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import selectinload
 
 from seance import (
@@ -43,7 +44,7 @@ from tests.fixtures.models import (
     Vehicle,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 class BookIn(Spec[Book]):
@@ -571,14 +572,83 @@ class TestFailures:
         assert ["fr"] == [country.code for country in found]
         assert {Country: 1} == {e: len(v) for e, v in bulk.unresolved.items()}
 
-    async def test_error_of_the_type(self, session: AsyncSession) -> None:
-        """An error that the look-up itself makes is not taken for a missing row."""
+    @pytest.mark.parametrize("begun", [False, True], ids=["first", "begun"])
+    async def test_refused_keys(self, session: AsyncSession, begun: bool) -> None:
+        """A key that cannot be asked for fails alone, in the words of who refused."""
+        session.add_all([Sample(label="a"), Sample(backwards="b")])
+        await session.commit()
+        if begun:
+            await session.scalar(select(func.count(Sample.id)))
         async with session.bulk() as bulk:
+            found = references(Ref[Sample], [{"label": "a"}, {"backwards": "b"}])
             held = references(Ref[Sample], [{"backwards": "refused"}])
-            with pytest.raises(Exception, match="this type refuses"):
+            # Pydantic would not take it.
+            bulk.add(Sample(label="\ud800"), is_reference=True)
+            with pytest.raises(ResolutionError) as caught:
+                await bulk.resolve()
+            resolution = await bulk.resolve(raise_errors=False)
+
+        failures = caught.value.failures
+        assert [
+            ("invalid", {"backwards": "refused"}),
+            ("invalid", {"label": "\ud800"}),
+        ] == (sorted(((f.reason, f.key) for f in failures), key=str))
+        assert any("this type refuses" in str(failure) for failure in failures)
+        assert any("surrogate" in str(failure) for failure in failures)
+        assert (2, 2) == (resolution.resolved, resolution.unresolved)
+        assert 2 == len({sample.id for sample in found})
+        assert 1 == len(held)
+        assert 2 == await session.scalar(select(func.count(Sample.id)))
+
+    @pytest.mark.parametrize("begun", [False, True], ids=["first", "begun"])
+    async def test_refused_by_the_database(
+        self, db: Database, session: AsyncSession, begun: bool
+    ) -> None:
+        """One of many keys that the database refuses is found; the session goes on."""
+        name = db.manager.async_engines["default"].dialect.name
+        if name == "postgresql":
+            await session.execute(text("ALTER TYPE colour RENAME VALUE 'GREEN' TO 'G'"))
+        session.add(Sample(colour=Colour.RED))
+        await session.commit()
+        if begun:
+            session.add(Author(code="mine"))
+            await session.flush()
+        async with session.bulk() as bulk:
+            red, _ = references(Ref[Sample], [{"colour": "r"}, {"colour": "g"}])
+            resolution = await bulk.resolve(raise_errors=False)
+
+        reason = "invalid" if name == "postgresql" else "missing"
+        assert [(reason, {"colour": Colour.GREEN})] == [
+            (failure.reason, failure.key) for failure in resolution.failures
+        ]
+        assert isinstance(red.id, int)
+        authors = (await session.scalars(select(Author.code))).all()
+        assert (["mine"] if begun else []) == authors
+
+    async def test_not_about_keys(self, session: AsyncSession) -> None:
+        """An error that is about no key comes out as it is."""
+        await session.execute(text("DROP TABLE nickname"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            held = references(Annotated[Nickname, Key("name")], ["a", "b"])
+            with pytest.raises(DBAPIError, match="nickname"):
                 await bulk.resolve(raise_errors=False)
 
-        assert 1 == len(held)
+        assert 2 == len(held)
+
+    async def test_many(self, db: Database, session: AsyncSession) -> None:
+        """Ten thousand failures are one error, which names a few."""
+        async with session.bulk() as bulk:
+            held = references(
+                Ref[Country], [{"code": f"{n:05}"} for n in range(10_000)]
+            )
+            with count_statements(db.manager.async_engines["default"]) as statements:
+                with pytest.raises(ResolutionError, match="9995 more") as caught:
+                    await bulk.resolve()
+
+        assert 1 == statements.count
+        assert len(held) == len(caught.value.failures)
+        assert 1_000 > len(str(caught.value))
 
 
 class TestUnresolved:

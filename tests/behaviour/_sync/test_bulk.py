@@ -33,6 +33,8 @@ from tests.fixtures.models import (
     Tag,
 )
 
+pytestmark = [pytest.mark.every_database]
+
 
 class AuthorIn(Spec[Author]):
     code: str

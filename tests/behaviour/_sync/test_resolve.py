@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import selectinload
 
 from seance import (
@@ -43,6 +44,8 @@ from tests.fixtures.models import (
     Tag,
     Vehicle,
 )
+
+pytestmark = [pytest.mark.every_database]
 
 
 class BookIn(Spec[Book]):
@@ -564,14 +567,83 @@ class TestFailures:
         assert ["fr"] == [country.code for country in found]
         assert {Country: 1} == {e: len(v) for e, v in bulk.unresolved.items()}
 
-    def test_error_of_the_type(self, session: Session) -> None:
-        """An error that the look-up itself makes is not taken for a missing row."""
+    @pytest.mark.parametrize("begun", [False, True], ids=["first", "begun"])
+    def test_refused_keys(self, session: Session, begun: bool) -> None:
+        """A key that cannot be asked for fails alone, in the words of who refused."""
+        session.add_all([Sample(label="a"), Sample(backwards="b")])
+        session.commit()
+        if begun:
+            session.scalar(select(func.count(Sample.id)))
         with session.bulk() as bulk:
+            found = references(Ref[Sample], [{"label": "a"}, {"backwards": "b"}])
             held = references(Ref[Sample], [{"backwards": "refused"}])
-            with pytest.raises(Exception, match="this type refuses"):
+            # Pydantic would not take it.
+            bulk.add(Sample(label="\ud800"), is_reference=True)
+            with pytest.raises(ResolutionError) as caught:
+                bulk.resolve()
+            resolution = bulk.resolve(raise_errors=False)
+
+        failures = caught.value.failures
+        assert [
+            ("invalid", {"backwards": "refused"}),
+            ("invalid", {"label": "\ud800"}),
+        ] == (sorted(((f.reason, f.key) for f in failures), key=str))
+        assert any("this type refuses" in str(failure) for failure in failures)
+        assert any("surrogate" in str(failure) for failure in failures)
+        assert (2, 2) == (resolution.resolved, resolution.unresolved)
+        assert 2 == len({sample.id for sample in found})
+        assert 1 == len(held)
+        assert 2 == session.scalar(select(func.count(Sample.id)))
+
+    @pytest.mark.parametrize("begun", [False, True], ids=["first", "begun"])
+    def test_refused_by_the_database(
+        self, db: Database, session: Session, begun: bool
+    ) -> None:
+        """One of many keys that the database refuses is found; the session goes on."""
+        name = db.manager.engines["default"].dialect.name
+        if name == "postgresql":
+            session.execute(text("ALTER TYPE colour RENAME VALUE 'GREEN' TO 'G'"))
+        session.add(Sample(colour=Colour.RED))
+        session.commit()
+        if begun:
+            session.add(Author(code="mine"))
+            session.flush()
+        with session.bulk() as bulk:
+            red, _ = references(Ref[Sample], [{"colour": "r"}, {"colour": "g"}])
+            resolution = bulk.resolve(raise_errors=False)
+
+        reason = "invalid" if name == "postgresql" else "missing"
+        assert [(reason, {"colour": Colour.GREEN})] == [
+            (failure.reason, failure.key) for failure in resolution.failures
+        ]
+        assert isinstance(red.id, int)
+        authors = (session.scalars(select(Author.code))).all()
+        assert (["mine"] if begun else []) == authors
+
+    def test_not_about_keys(self, session: Session) -> None:
+        """An error that is about no key comes out as it is."""
+        session.execute(text("DROP TABLE nickname"))
+        session.commit()
+        with session.bulk() as bulk:
+            held = references(Annotated[Nickname, Key("name")], ["a", "b"])
+            with pytest.raises(DBAPIError, match="nickname"):
                 bulk.resolve(raise_errors=False)
 
-        assert 1 == len(held)
+        assert 2 == len(held)
+
+    def test_many(self, db: Database, session: Session) -> None:
+        """Ten thousand failures are one error, which names a few."""
+        with session.bulk() as bulk:
+            held = references(
+                Ref[Country], [{"code": f"{n:05}"} for n in range(10_000)]
+            )
+            with count_statements(db.manager.engines["default"]) as statements:
+                with pytest.raises(ResolutionError, match="9995 more") as caught:
+                    bulk.resolve()
+
+        assert 1 == statements.count
+        assert len(held) == len(caught.value.failures)
+        assert 1_000 > len(str(caught.value))
 
 
 class TestUnresolved:
