@@ -800,11 +800,12 @@ class TestWaysOfWriting:
         "options",
         [
             {"on_conflict": "x"},
-            {"on_missing": "create"},
+            {"on_missing": "make"},
             {"commit": "never"},
             {"format": "xml"},
             {"batch_size": 0},
             {"max_errors": -1},
+            {"start": 0},
         ],
         ids=str,
     )
@@ -835,7 +836,8 @@ class TestMemory:
             report = bulk.load(source(), BookIn, batch_size=5_000, progress=progress)
 
         assert (30_000, 30_000, 0, 0, 0, 0) == counts(report)
-        assert [0] * 6 == ahead
+        # The last one is called when there is nothing left to read.
+        assert [0] * 7 == ahead
 
     def test_statements(self, db: Database, session: Session) -> None:
         """The number of statements depends on batches, not on rows."""
