@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,9 +183,15 @@ CASES = st.builds(
 )
 
 
-@pytest.fixture
-def db(url: str) -> Iterator[Database]:
-    with Database(url) as db:
+@pytest.fixture(
+    params=[
+        pytest.param("sqlite", marks=pytest.mark.sqlite),
+        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql),
+        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb),
+    ]
+)
+def db(request: Any, databases: Any, tmp_path: Path) -> Iterator[Database]:
+    with databases.fresh(request.param, tmp_path) as url, Database(url) as db:
         db.create_all(Base.metadata)
         yield db
 
