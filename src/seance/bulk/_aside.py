@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sqlite3
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -197,7 +198,9 @@ def token_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
     """
     Give what stands for a key; only a hint, as what is equal is the database's.
 
-    Texts that differ in case only are taken for equal.
+    Texts are taken for equal that some collation may take for equal: those that
+    differ in case, in accents or in blanks at the end. It costs another try where
+    they are not.
     """
     text = repr(sorted(zip(names, map(_spelled, values), strict=True)))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -212,4 +215,8 @@ def _spelled(value: Any) -> str:
     if type(value) is Proxy:
         parts = sorted((name, _spelled(part)) for name, part in key_of(value).items())
         return repr((shape_of(value).mapper.base_mapper.class_.__name__, parts))
-    return str(value).casefold()
+    text = str(value).rstrip()
+    if not text.isascii():
+        letters = unicodedata.normalize("NFKD", text)
+        text = "".join(c for c in letters if not unicodedata.combining(c))
+    return text.casefold()

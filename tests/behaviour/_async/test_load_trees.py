@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 from sqlalchemy import select, text
 
 from seance import AsyncSession, Database, LoadReport, Ref, Spec
@@ -246,6 +247,41 @@ class TestMissing:
 
 
 class TestResume:
+    async def test_key_of_the_database(self, session: AsyncSession) -> None:
+        """A parent named by what the database gives it is found in the same batch."""
+        kept = []
+
+        def progress(report: LoadReport) -> None:
+            kept.append(report.kept)
+
+        rows = [{"code": "a"}, {"code": "b", "parent": {"id": 1}}, {"code": "c"}]
+        await load(session, rows, batch_size=2, commit="batch", progress=progress)
+
+        assert [2, 3, 3] == kept
+        assert {"a": None, "b": "a", "c": None} == await parents(session)
+
+    async def test_rows_that_cannot_be_written_down(
+        self, session: AsyncSession
+    ) -> None:
+        """What waits may hold anything, also what cannot go to a file."""
+        rows = [
+            {"code": "a", "parent": "b", "size": lambda: 1},
+            {"code": "c", "parent": "b"},
+            {"code": "b"},
+        ]
+
+        class AnyIn(PartIn):
+            @field_validator("size", mode="before")
+            @classmethod
+            def called(cls, value: Any) -> Any:
+                return value() if callable(value) else value
+
+        report = await load(session, rows, AnyIn, batch_size=1)
+        sizes = await session.scalars(select(Part.size).order_by(Part.code))
+
+        assert 3 == report.created
+        assert [1, None, None] == list(sizes)
+
     async def test_waits_to_commit(self, session: AsyncSession) -> None:
         """Nothing behind the resume point is there: rows that wait hold commits."""
         rows = [{"code": "a"}, {"code": "b", "parent": "z"}, {"code": "c"}]
