@@ -101,6 +101,8 @@ class Aside:
                 "", isolation_level=None, check_same_thread=False
             )
             self._database.executescript(_TABLES)
+            # One that never ends: nobody else is to see any of it.
+            self._database.execute("BEGIN")
         line = record[0]
         written = None
         try:

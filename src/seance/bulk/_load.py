@@ -328,7 +328,8 @@ class _Loader:
     def _load_aside(self, size: int) -> None:
         """Load some of what was put aside."""
         before = len(self.aside)
-        records = self.aside.free(size)
+        with self._timed("read"):
+            records = self.aside.free(size)
         if records:
             self._load(records, is_last=True)
         else:
@@ -352,7 +353,8 @@ class _Loader:
 
     def _put_in_order(self, batches: Sequence[Rows], *, is_last: bool) -> int:
         """Write rows, those that are named first; give how many are put aside."""
-        order = Order(batches, self.mapper, self.aside)
+        with self._timed("resolve"):
+            order = Order(batches, self.mapper, self.aside)
         if is_last:
             # Rejected by now.
             self.aside.remove(self.rejects.lines)
@@ -360,10 +362,11 @@ class _Loader:
         while True:
             while ready:
                 ready = self._settle(order, ready)
-            if not is_last:
-                order.put_aside()
-                return len(order.left)
-            ready = order.lacking()
+            with self._timed("resolve"):
+                if is_last:
+                    ready = order.lacking()
+                else:
+                    order.put_aside()
             if not ready:
                 return len(order.left)
 
