@@ -321,9 +321,41 @@ class TestLoad:
             "exit": 1,
             "rejects": rejects,
         }.items() <= done.json.items()
-        assert {"resolved": 2, "missing": 1, "missing_keys": 1} == done.json[
-            "references"
-        ]["City"]
+        assert {
+            "resolved": 2,
+            "missing": 1,
+            "created": 0,
+            "missing_keys": 1,
+        } == done.json["references"]["City"]
+        assert done.json["resume"] is None
+
+    def test_create(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+        """What is missing can be made; the report counts it in a column of its own."""
+        source = file(tmp_path / "people.csv", "name,age,city\nAnn,1,XXX\nBob,2,XXX\n")
+
+        done = seance(source, "PersonIn", shop, "--on-missing", "create")
+
+        assert 0 == done.code
+        assert ["references", "resolved", "created", "missing", "keys"] in [
+            line.split() for line in done.out.splitlines()
+        ]
+        assert ["City", "2", "1", "0"] in [
+            line.split() for line in done.out.splitlines()
+        ]
+
+    def test_start(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+        """A load in batches that was cut short says where to go on."""
+        rows = "".join(f"P{n},{n},\n" for n in range(4))
+        source = file(tmp_path / "people.csv", f"name,age,city\n{rows}x,x,\n")
+        options = ("--commit", "batch", "--batch-size", "2")
+
+        done = seance(source, "PersonIn", shop, *options)
+        file(tmp_path / "people.csv", f"name,age,city\n{rows}x,1,\n")
+        again = seance(source, "PersonIn", shop, *options, "--start", "6")
+
+        assert (1, 0) == (done.code, again.code)
+        assert "all before line 6 is kept" in done.out
+        assert [(5,)] == ask(shop, "SELECT count(*) FROM person")
 
     def test_width(self, shop: str, tmp_path: Path, seance: Seance) -> None:
         """No line of the numbers is wider than 80 columns, whatever the keys are."""
@@ -773,10 +805,14 @@ class TestSignals:
             done = program.end()
 
         found = re.fullmatch(
-            r"seance load: interrupted; (\d+),000 rows were kept\n", done.err
+            r"seance load: interrupted; (\d+),000 rows were kept; "
+            r"go on with --start (\d+)\n",
+            done.err,
         )
         assert found is not None
         assert cities(shop) == int(found[1]) * 1000 + 2
+        # The first line is the header.
+        assert int(found[1]) * 1000 + 2 == int(found[2])
 
     def test_new_tables(self, sqlite_url: str, tmp_path: Path) -> None:
         """Tables created for a load go with it."""
@@ -815,7 +851,7 @@ class TestSignals:
         assert 0 == cities(url)
 
 
-KEPT = re.compile(r"; (?:none was|([\d,]+) rows were) kept\n$")
+KEPT = re.compile(r"; (?:none was kept|([\d,]+) rows were kept, all before .*)\n$")
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,8 @@ OPTIONAL = {
     ("database", "seance.async_sessions"),
     ("database", "sqlalchemy.ext.asyncio"),
     ("entries", "sqlalchemy.ext.asyncio"),
+    # An extra.
+    ("bulk", "pyarrow"),
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -556,9 +556,9 @@ class Session(_Session):
             with scope.outside() if scope is not None else _nowhere:
                 callbacks.run(error, async_mode=self.async_mode)
 
-    def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
+    def _in_turn(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Do *work* as one of the methods that one user at a time is inside of."""
-        return work(self, *args)
+        return work(self, *args, **options)
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
         """Give a new bulk on this session, to be entered with ``with``."""

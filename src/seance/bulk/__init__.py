@@ -7,16 +7,21 @@ the two public classes differ in whether one waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from asyncio import sleep
+from collections.abc import AsyncIterable, Iterable
+from inspect import isawaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from ._core import Bulk, BulkEntry, Scope
-from ._load import Commit, LoadMissing, Progress, Source, load
+from ._linking import LoadMissing
+from ._load import Commit, Progress, Source, load
 from ._report import BulkReport, Failure, LoadReport, Reject, Resolution
 from ._run import Strategy
+from ._sources import Pulled
 from ._values import OnConflict, OnDuplicate
 
 if TYPE_CHECKING:
@@ -152,31 +157,39 @@ class SessionBulk(Bulk):
         rejects: str | PathLike[str] | Any = None,
         progress: Progress | None = None,
         dry_run: bool = False,
+        start: int = 1,
         null: Iterable[str] = ("",),
         format: str | None = None,
     ) -> LoadReport:
         """
         Load rows: validate each, resolve its references, write it.
 
-        Memory is bounded by *batch_size*, whatever the length of the source.
+        Memory is bounded by *batch_size*, whatever the length of the source. A row
+        may name another one of the source, before or after it.
         Ends the session's transaction: commits it (*commit* ``"once"``: at the
-        end, ``"batch"``: after each batch) or rolls it back.
+        end, ``"batch"``: after each batch) or rolls it back. An error of whatever
+        kind has the ``report`` of what was kept.
 
         Args:
-            source: A path to CSV or JSON Lines (``.gz`` too), an open file, or
-                an iterable of mappings.
+            source: A path to CSV or JSON Lines (``.gz`` too) or Parquet, an open
+                file, or an iterable of mappings.
             into: A ``Spec`` of the mapped class to write to.
-            on_missing: A row whose reference names nothing is rejected, or
-                written with NULL there if the column allows it.
+            on_missing: A row whose reference names nothing is rejected, written
+                with NULL there if the column allows it, or what it names is made,
+                with the attributes of its key.
             on_conflict: What to do where a row has the same identifier.
             batch_size: Rows for each statement.
             max_errors: Rejected rows that are tolerated; ``None``: any number.
             rejects: Path (or open text file) that gets rejected rows as JSON
                 Lines.
-            progress: Called after each batch with the report so far.
+            progress: Called after each batch, and before the end, with the report
+                so far.
             dry_run: Do everything, then roll back.
+            start: The line (of rows without lines: the number) to begin with:
+                ``report.resume`` of a load that was cut short.
             null: Texts of a CSV file that mean NULL.
-            format: ``"csv"`` or ``"jsonl"``, where a path does not say.
+            format: ``"csv"``, ``"jsonl"`` or ``"parquet"``, where a path does not
+                say.
 
         Raises:
             LoadError: The source or the model cannot be used.
@@ -184,8 +197,9 @@ class SessionBulk(Bulk):
             DatabaseError: The database failed; a note says how far it got.
         """
         self._begin_writing(self.session, "load")
-        return load(
+        return self._do(
             self.session,
+            load,
             source,
             into,
             on_missing=on_missing,
@@ -196,6 +210,7 @@ class SessionBulk(Bulk):
             rejects=rejects,
             progress=progress,
             dry_run=dry_run,
+            start=start,
             null=null,
             format=format,
         )
@@ -264,7 +279,7 @@ class AsyncSessionBulk(Bulk):
 
     async def load(
         self,
-        source: Source,
+        source: Source | AsyncIterable[Any],
         into: type[Any],
         *,
         on_missing: LoadMissing = "reject",
@@ -275,28 +290,49 @@ class AsyncSessionBulk(Bulk):
         rejects: str | PathLike[str] | Any = None,
         progress: Progress | None = None,
         dry_run: bool = False,
+        start: int = 1,
         null: Iterable[str] = ("",),
         format: str | None = None,
     ) -> LoadReport:
         """
         Async :meth:`SessionBulk.load`.
 
-        The event loop runs between statements; reading and validating a batch
-        keeps it busy.
+        The event loop runs between statements and after each batch; reading and
+        validating a batch keeps it busy.
+
+        Args:
+            source: May also be an async iterable of mappings: a batch is asked of it
+                when the one before is written. One that can be closed is, at the end.
+            progress: What it returns is awaited, if it can be.
         """
         self._begin_writing(self.session.sync_session, "load")
-        return await self.session.run_sync(
-            load,
-            source,
-            into,
-            on_missing=on_missing,
-            on_conflict=on_conflict,
-            batch_size=batch_size,
-            commit=commit,
-            max_errors=max_errors,
-            rejects=rejects,
-            progress=progress,
-            dry_run=dry_run,
-            null=null,
-            format=format,
-        )
+        pulled = Pulled(source) if isinstance(source, AsyncIterable) else None
+        try:
+            return await self.session.run_sync(
+                self._do,
+                load,
+                pulled or source,
+                into,
+                on_missing=on_missing,
+                on_conflict=on_conflict,
+                batch_size=batch_size,
+                commit=commit,
+                max_errors=max_errors,
+                rejects=rejects,
+                progress=progress,
+                dry_run=dry_run,
+                start=start,
+                null=null,
+                format=format,
+                between=_let_others_run,
+            )
+        finally:
+            if pulled is not None:
+                await pulled.aclose()
+
+
+def _let_others_run(answer: object) -> None:
+    """Wait for what a callback gave, and for one round of the event loop."""
+    if isawaitable(answer):
+        await_only(answer)
+    await_only(sleep(0))

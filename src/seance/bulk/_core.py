@@ -264,11 +264,14 @@ class Bulk:
         return bool(self._previous)
 
     @staticmethod
-    def _do(session: Any, work: Callable[..., R], *args: Any) -> R:
+    def _do(session: Any, work: Callable[..., R], *args: Any, **options: Any) -> R:
         """Do *work* on a session that nobody else uses meanwhile."""
         in_turn = getattr(session, "_in_turn", None)
-        # One of SQLAlchemy's own knows no turns.
-        return work(session, *args) if in_turn is None else in_turn(work, *args)
+        if in_turn is None:
+            # One of SQLAlchemy's own, which knows no turns.
+            return work(session, *args, **options)
+        result: R = in_turn(work, *args, **options)
+        return result
 
     def _resolve(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ..errors import describe_key
@@ -81,10 +81,17 @@ class BulkReport:
 
 @dataclass(slots=True)
 class ReferenceCount:
-    """How the references of one load to one entity went, in occurrences."""
+    """
+    How the references of one load to one entity went.
+
+    ``resolved`` and ``missing`` count the rows of the source that name one;
+    ``created`` the rows that were made because something named them, and which
+    count as resolved.
+    """
 
     resolved: int = 0
     missing: int = 0
+    created: int = 0
     #: Each missing key and how many rows named it; at most ``MOST_KEYS`` keys.
     missing_keys: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
@@ -96,6 +103,10 @@ class ReferenceCount:
         self.missing += 1
         if key in self.missing_keys or len(self.missing_keys) < self.MOST_KEYS:
             self.missing_keys[key] += 1
+
+    def copy(self) -> ReferenceCount:
+        """Give the same counts, apart from these."""
+        return replace(self, missing_keys=self.missing_keys.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +144,11 @@ class LoadReport:
     """
     What a load did.
 
-    ``rows`` is always ``created + updated + unchanged + skipped + rejected``.
-    Until ``committed`` the counts say what would be kept.
+    ``rows`` is always ``created + updated + unchanged + skipped + rejected``: rows
+    that wait for another one of the source count once that is settled. Until
+    ``committed`` the counts say what would be kept. After an error they are those
+    of what was committed; where too many rows were rejected they are those of all
+    that was read.
     """
 
     into: str = ""
@@ -154,6 +168,9 @@ class LoadReport:
     committed: bool = False
     #: Rows of the source that are in committed batches and were not rejected.
     kept: int = 0
+    #: The first line that is not committed, where the next load has to ``start``;
+    #: ``None`` when all are.
+    resume: int | None = 1
     dry_run: bool = False
     #: The first rejected rows; the rejects file has all.
     rejects: list[Reject] = field(default_factory=list)
@@ -171,6 +188,31 @@ class LoadReport:
         """Rows read for each second."""
         return self.rows / self.total_seconds if self.total_seconds else 0.0
 
+    def count_of(self, entity: str) -> ReferenceCount:
+        """Give the counts of the references to *entity*."""
+        count = self.references.get(entity)
+        if count is None:
+            count = self.references[entity] = ReferenceCount()
+        return count
+
+    def counts(self) -> LoadReport:
+        """Give a copy of the counts, for :meth:`restore`."""
+        copies = {name: count.copy() for name, count in self.references.items()}
+        return replace(self, references=copies, rejects=list(self.rejects))
+
+    def restore(self, counts: LoadReport) -> None:
+        """Go back to *counts*; time that was spent stays so."""
+        taken = counts.counts()
+        for each in fields(self):
+            if each.name not in _SPENT:
+                setattr(self, each.name, getattr(taken, each.name))
+
+    def unwrite(self, counts: LoadReport) -> None:
+        """Go back to *counts* in what was written; what was rejected stays so."""
+        taken = counts.counts()
+        for name in ("created", "updated", "unchanged", "skipped", "references"):
+            setattr(self, name, getattr(taken, name))
+
     def as_dict(self) -> dict[str, Any]:
         """Give the counts as plain values, for JSON."""
         return {
@@ -185,6 +227,7 @@ class LoadReport:
                 name: {
                     "resolved": count.resolved,
                     "missing": count.missing,
+                    "created": count.created,
                     "missing_keys": len(count.missing_keys),
                 }
                 for name, count in self.references.items()
@@ -193,5 +236,10 @@ class LoadReport:
             "rows_per_second": round(self.rows_per_second),
             "committed": self.committed,
             "kept": self.kept,
+            "resume": self.resume,
             "dry_run": self.dry_run,
         }
+
+
+#: What a failure does not undo.
+_SPENT = {"seconds", "bytes_read", "bytes_total"}

@@ -77,6 +77,8 @@ def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[
     An index is written faster in its order, and two writers of the same rows take
     their locks in the same order.
     """
+    if not key:
+        return rows
     together = list(zip(*key, strict=True)) if len(key) > 1 else key[0]
     try:
         return sorted(rows, key=together.__getitem__)

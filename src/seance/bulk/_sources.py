@@ -8,44 +8,94 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import dropwhile, islice
 from typing import IO, Any, Literal, Self, cast
 
-from ..errors import LoadError
+from sqlalchemy.util import await_only
 
-Format = Literal["csv", "jsonl"]
+from ..errors import LoadError
+from ._parquet import Parquet
+
+Format = Literal["csv", "jsonl", "parquet"]
 
 _FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".parquet": "parquet",
 }
 
-#: A record as it was read: a CSV row, a line of JSON, or a mapping.
+#: A record as it was read: a row of a table, a line of JSON, or a mapping.
 Record = tuple[int, Any]
+
+
+class Pulled:
+    """
+    An async source, for code that runs under ``run_sync``.
+
+    Nothing is asked of it before the first :meth:`take`.
+    """
+
+    def __init__(self, source: AsyncIterable[Any]) -> None:
+        self._rows = aiter(source)
+        self._number = 0
+
+    def take(self, size: int, start: int) -> list[Record]:
+        """Wait for *size* mappings, or the last ones, from row *start* on."""
+        return await_only(self._take(size, start))
+
+    async def _take(self, size: int, start: int) -> list[Record]:
+        records: list[Record] = []
+        while len(records) < size:
+            try:
+                row = await anext(self._rows)
+            except StopAsyncIteration:
+                break
+            self._number += 1
+            if self._number >= start:
+                records.append(_mapping(self._number, row))
+        return records
+
+    async def aclose(self) -> None:
+        """Close it, if it can be closed, as an async generator can."""
+        close = getattr(self._rows, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class Records:
     """
-    An open source: an iterator of ``(line, record)``, and how far it is.
+    An open source: gives ``(line, record)`` in batches, and how far it is.
+
+    Args:
+        start: Records of lines before it are left out.
 
     Attributes:
-        header: The columns of a CSV source; ``None`` for objects.
+        header: The columns of a table; ``None`` for objects.
         json: Whether records are lines of JSON rather than mappings.
         total: Size in bytes as stored, 0 if unknown.
     """
 
     def __init__(
-        self, source: Any, *, format: str | None, null: Iterable[str] = ("",)
+        self,
+        source: Any,
+        *,
+        format: str | None,
+        null: Iterable[str] = ("",),
+        start: int = 1,
     ) -> None:
         self.header: list[str] | None = None
         self.json = False
         self.total = 0
         self._raw: Any = None
+        self._start = start
+        self._pulled = source if isinstance(source, Pulled) else None
         self._stack = ExitStack()
         try:
-            self._rows = self._open(source, format, frozenset(null))
+            rows = self._open(source, format, frozenset(null))
+            self._rows = dropwhile(lambda record: record[0] < start, rows)
         except BaseException:
             self._stack.close()
             raise
@@ -56,8 +106,21 @@ class Records:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __iter__(self) -> Iterator[Record]:
-        return self._rows
+    def take(self, size: int) -> list[Record]:
+        """
+        Give the next *size* records; fewer at the end, none after it.
+
+        Raises:
+            LoadError: What comes next cannot be read.
+        """
+        if self._pulled is not None:
+            return self._pulled.take(size, self._start)
+        return list(islice(self._rows, size))
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the event loop runs while records are taken."""
+        return self._pulled is not None
 
     @property
     def position(self) -> int:
@@ -72,19 +135,25 @@ class Records:
     def _open(
         self, source: Any, format: str | None, null: frozenset[str]
     ) -> Iterator[Record]:
-        if isinstance(source, (str, os.PathLike)):
-            text = self._open_path(os.fspath(source))
-            format = format or _format_of(os.fspath(source))
-        elif hasattr(source, "read"):
-            text = self._as_text(source)
-            format = format or _format_of(str(getattr(source, "name", "")))
-        elif isinstance(source, Iterable):
-            return _mappings(source)
-        else:
+        if isinstance(source, Pulled):
+            return iter(())
+        if isinstance(source, AsyncIterable):
+            raise LoadError(
+                f"{source!r} is an async source, which a sync session cannot wait for; "
+                f"load it with an async session"
+            )
+        path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        if path is None and not hasattr(source, "read"):
+            if isinstance(source, Iterable):
+                return _mappings(source)
             raise LoadError(
                 f"a source is a path, an open file or an iterable of mappings, "
                 f"not {source!r}"
             )
+        format = format or _format_of(path or str(getattr(source, "name", "")))
+        if format == "parquet":
+            return self._parquet(path or source)
+        text = self._as_text(source) if path is None else self._open_path(path)
         if format == "csv":
             return self._csv(text, null)
         if format == "jsonl":
@@ -92,8 +161,15 @@ class Records:
             return _lines(text)
         raise LoadError(
             f"cannot tell the format of {getattr(source, 'name', source)!r} by its "
-            f"name; say 'csv' or 'jsonl'"
+            f"name; say 'csv', 'jsonl' or 'parquet'"
         )
+
+    def _parquet(self, source: Any) -> Iterator[Record]:
+        parquet = self._stack.enter_context(Parquet(source))
+        self.header = _distinct(parquet.columns, "Parquet")
+        self._raw = parquet
+        self.total = parquet.total
+        return parquet.rows(self._start)
 
     def _open_path(self, path: str) -> IO[str]:
         try:
@@ -123,11 +199,15 @@ class Records:
         _, names = next(_csv_records(reader, frozenset()), (0, []))
         if not names:
             raise LoadError("the CSV source is empty; its first line names the columns")
-        twice = sorted({repr(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise LoadError(f"the CSV source names the column {', '.join(twice)} twice")
-        self.header = names
+        self.header = _distinct(names, "CSV")
         return _csv_records(reader, null)
+
+
+def _distinct(names: list[str], kind: str) -> list[str]:
+    twice = sorted({repr(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise LoadError(f"the {kind} source names the column {', '.join(twice)} twice")
+    return names
 
 
 def _format_of(path: str) -> Format | None:
@@ -152,9 +232,13 @@ def _csv_records(reader: Any, null: frozenset[str]) -> Iterator[Record]:
 
 def _mappings(source: Iterable[Any]) -> Iterator[Record]:
     for number, row in enumerate(source, 1):
-        if not isinstance(row, Mapping):
-            raise LoadError(f"row {number} of the source is no mapping: {row!r}")
-        yield number, row
+        yield _mapping(number, row)
+
+
+def _mapping(number: int, row: Any) -> Record:
+    if not isinstance(row, Mapping):
+        raise LoadError(f"row {number} of the source is no mapping: {row!r}")
+    return number, row
 
 
 _UNREADABLE = (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error)

@@ -39,6 +39,7 @@ app = typer.Typer(
 class OnMissing(StrEnum):
     reject = "reject"
     null = "null"
+    create = "create"
 
 
 class OnConflict(StrEnum):
@@ -55,6 +56,7 @@ class Commit(StrEnum):
 class Format(StrEnum):
     csv = "csv"
     jsonl = "jsonl"
+    parquet = "parquet"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -92,8 +94,8 @@ def load(
     source: Annotated[
         str,
         typer.Argument(
-            help="File of CSV or JSON Lines, also compressed by gzip; - is standard "
-            "input.",
+            help="File of CSV or JSON Lines, also compressed by gzip, or of Parquet; "
+            "- is standard input.",
         ),
     ],
     into: Annotated[
@@ -108,7 +110,10 @@ def load(
     ],
     on_missing: Annotated[
         OnMissing,
-        typer.Option(help="A row that refers to nothing: reject it, or write NULL."),
+        typer.Option(
+            help="A row that refers to nothing: reject it, write NULL, or create what "
+            "it refers to."
+        ),
     ] = OnMissing.reject,
     on_conflict: Annotated[
         OnConflict,
@@ -131,6 +136,14 @@ def load(
     commit: Annotated[
         Commit, typer.Option(help="Commit at the end, or after each batch.")
     ] = Commit.once,
+    start: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="LINE",
+            help="Leave out what is before; where a load with --commit batch goes on.",
+        ),
+    ] = 1,
     null: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,6 +188,7 @@ def load(
         max_errors=limit,
         batch_size=batch_size,
         commit=commit.value,
+        start=start,
         null=[""] if null is None else null,
         format=shown_format and shown_format.value,
         dry_run=dry_run,
@@ -259,7 +273,7 @@ class _Load:
     def _kept(self) -> str:
         report = self.report
         if report is not None and report.kept:
-            return f"{report.kept:,} rows were kept"
+            return f"{report.kept:,} rows were kept; go on with --start {report.resume}"
         if report is not None and "commit" in report.seconds:
             return "whether the commit came through is not known"
         return "nothing was written"

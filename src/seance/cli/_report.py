@@ -31,6 +31,9 @@ def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
     if report.dry_run:
         yield ""
         yield "dry run: nothing was written"
+    elif report.resume is not None and report.kept:
+        yield ""
+        yield f"all before line {report.resume:,} is kept; --start goes on there"
 
 
 def _counts(report: LoadReport) -> Iterator[str]:
@@ -45,13 +48,15 @@ def _counts(report: LoadReport) -> Iterator[str]:
 
 
 def _references(report: LoadReport, width: int) -> Iterator[str]:
-    table: list[Sequence[str]] = [("references", "resolved", "missing", "keys")]
+    is_made = any(count.created for count in report.references.values())
+    titles = ["references", "resolved", *["created"] * is_made, "missing", "keys"]
+    table: list[Sequence[str]] = [titles]
     most: list[list[str]] = [[]]
     for name, count in report.references.items():
         distinct = f"{len(count.missing_keys):,}" if count.missing else ""
-        table.append(
-            (f"  {name}", f"{count.resolved:,}", f"{count.missing:,}", distinct)
-        )
+        created = [f"{count.created:,}"] * is_made
+        numbers = [f"{count.resolved:,}", *created, f"{count.missing:,}"]
+        table.append([f"  {name}", *numbers, distinct])
         most.append(
             [
                 f"{_key(key)} ({rows:,})"

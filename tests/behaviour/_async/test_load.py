@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -531,6 +531,33 @@ class TestBadRows:
 
         assert [] == rejected(target)
 
+    @pytest.mark.parametrize("is_path", [True, False])
+    async def test_rejects_are_continued(
+        self, session: AsyncSession, tmp_path: Path, is_path: bool
+    ) -> None:
+        """With a start, what the file says of rows before it stays."""
+        path = tmp_path / "rejects.jsonl"
+        rows = [{"code": code} for code in ("a", None, "b", "c", None, None)]
+        async with session.bulk() as bulk:
+            with pytest.raises(RejectedRowsError) as caught:
+                await bulk.load(
+                    rows, AuthorIn, rejects=path, batch_size=2, max_errors=1,
+                    commit="batch",
+                )  # fmt: skip
+            assert [2, 5, 6] == [line for line, _, _ in rejected(path)]
+            start = caught.value.report.resume
+            assert start is not None
+            with nullcontext(path) if is_path else path.open("a") as target:
+                await bulk.load(
+                    rows, AuthorIn, rejects=target, start=start, max_errors=None
+                )
+
+        assert 5 == start
+        # An open file is the caller's to cut.
+        again = [] if is_path else [5, 6]
+        assert [2, *again, 5, 6] == [line for line, _, _ in rejected(path)]
+        assert 3 == await count(session, Author)
+
     async def test_json(self, session: AsyncSession, tmp_path: Path) -> None:
         """Lines that are no JSON, no object, or name unknown fields are rejected."""
         source = written(
@@ -832,11 +859,12 @@ class TestWaysOfWriting:
         "options",
         [
             {"on_conflict": "x"},
-            {"on_missing": "create"},
+            {"on_missing": "make"},
             {"commit": "never"},
             {"format": "xml"},
             {"batch_size": 0},
             {"max_errors": -1},
+            {"start": 0},
         ],
         ids=str,
     )
@@ -871,7 +899,8 @@ class TestMemory:
             )
 
         assert (30_000, 30_000, 0, 0, 0, 0) == counts(report)
-        assert [0] * 6 == ahead
+        # The last one is called when there is nothing left to read.
+        assert [0] * 7 == ahead
 
     async def test_statements(self, db: Database, session: AsyncSession) -> None:
         """The number of statements depends on batches, not on rows."""
