@@ -31,9 +31,10 @@ from ..resources import Spec, entity_of
 from . import _run, _values
 from ._collector import paused
 from ._dialects import ensure_transaction
+from ._flush import Circular
 from ._local import Local, settle
 from ._plan import BATCH
-from ._report import BulkReport, Failure, Resolution
+from ._report import BulkReport, Failure, Resolution, describe
 from ._run import Strategy
 from ._values import OnConflict, OnDuplicate
 
@@ -386,16 +387,34 @@ class Bulk:
             and not any(id(each) in outcome.rows for each in local.keys_of(value))
         ]
 
-    def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:
-        places: dict[int, list[tuple[int | str, ...]]] = {}
-        found = list(unfound)
-        payloads = list(self._payloads.values()) if found else []
+    def _references(self) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
+        """Give the references in what was given, and where they are."""
+        payloads = list(self._payloads.values())
         for number, payload in enumerate(payloads):
             for loc, proxy in contents(payload):
                 if type(proxy) is Proxy:
-                    kept = self._registry.find(proxy)
-                    where = (number, *loc) if len(payloads) > 1 else loc
-                    places.setdefault(id(kept), []).append(where)
+                    yield ((number, *loc) if len(payloads) > 1 else loc), proxy
+
+    def _circular(self, instances: list[Any]) -> list[Failure]:
+        """Describe new values that need each other's keys."""
+        circle = [_values.name_of(each) for each in instances]
+        path = " → ".join(describe(*each) for each in [*circle, circle[0]])
+        failures = []
+        for instance, (entity, key) in zip(instances, circle, strict=True):
+            where = tuple(
+                loc
+                for loc, proxy in self._references()
+                if is_resolved(proxy) and target_of(proxy) is instance
+            )
+            failures.append(Failure(entity, key, "circular", where, message=path))
+        return failures
+
+    def _failures(self, unfound: Iterable[_run.Unfound]) -> list[Failure]:
+        places: dict[int, list[tuple[int | str, ...]]] = {}
+        found = list(unfound)
+        for loc, proxy in self._references() if found else ():
+            kept = self._registry.find(proxy)
+            places.setdefault(id(kept), []).append(loc)
         return [_run.failure(each, places.get(id(each[0]), ())) for each in found]
 
     def _flush(
@@ -413,14 +432,18 @@ class Bulk:
             ensure_transaction(session.connection())
             with _values.set_aside(self._values):
                 self._savepoint = session.begin_nested()
-        with paused():
-            return _values.flush(
-                session,
-                self._values,
-                on_conflict=on_conflict,
-                update_fields=update_fields,
-                on_duplicate=on_duplicate,
-            )
+        try:
+            with paused():
+                return _values.flush(
+                    session,
+                    self._values,
+                    on_conflict=on_conflict,
+                    update_fields=update_fields,
+                    on_duplicate=on_duplicate,
+                )
+        except Circular as error:
+            failures = self._circular(error.instances)
+            raise ResolutionError(failures) from error.__cause__
 
     def _begin_writing(self, session: Any, name: str) -> None:
         """Have a session of ours refuse, or note, that this bulk writes."""

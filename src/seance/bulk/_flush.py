@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Table
+from sqlalchemy.exc import CircularDependencyError
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.schema import sort_tables_and_constraints
 
 from ._insert import Insertion, State, insertion, members
@@ -85,7 +87,13 @@ class _Writing:
                     # A row that has changed may refer to any of the others.
                     left = [state for state in self.states if state.key is None]
                 self.session.add_all([state.obj() for state in left])
-                self.session.flush()
+                try:
+                    self.session.flush()
+                except CircularDependencyError as error:
+                    circle = _circle(left)
+                    if not circle:
+                        raise
+                    raise Circular(circle) from error
 
     def _around(self, writer: Insertion, states: Sequence[State]) -> list[State]:
         """Write what can be around the unit of work; give what is left for it."""
@@ -94,6 +102,46 @@ class _Writing:
         for some in _levels(writer, fitting):
             left.update(writer.write(some))
         return [state for state in states if state.key is None]
+
+
+class Circular(Exception):  # told on as a failure of each of them
+    """Instances each of which needs the next one's key, and the last one the first's."""
+
+    def __init__(self, instances: list[Any]) -> None:
+        super().__init__(instances)
+        self.instances = instances
+
+
+def _circle(states: Iterable[State]) -> list[Any]:
+    """Find new instances that refer to each other in a circle."""
+    needs: dict[State, list[State]] = {}
+    waiting = list(states)
+    while waiting:
+        state = waiting.pop()
+        if state not in needs:
+            needs[state] = _parents(state)
+            waiting += needs[state]
+    while free := [s for s, on in needs.items() if not any(p in needs for p in on)]:
+        for state in free:
+            del needs[state]
+    path: list[State] = []
+    following = next(iter(needs), None)
+    while following is not None and following not in path:
+        path.append(following)
+        following = next(parent for parent in needs[following] if parent in needs)
+    start = path.index(following) if following is not None else 0
+    return [state.obj() for state in path[start:]]
+
+
+def _parents(state: State) -> list[State]:
+    """Give the new instances that have to be written before."""
+    held = [
+        state.dict.get(relationship.key)
+        for relationship in state.mapper.relationships
+        if relationship.direction is MANYTOONE
+    ]
+    parents: list[State] = [p._sa_instance_state for p in held if p is not None]
+    return [parent for parent in parents if parent.key is None]
 
 
 def _levels(writer: Insertion, states: list[State]) -> list[list[State]]:

@@ -9,8 +9,13 @@ from typing import Any, Literal
 
 from ..errors import describe_key
 
-Reason = Literal["missing", "ambiguous", "null", "denied", "invalid"]
+Reason = Literal["missing", "ambiguous", "null", "denied", "invalid", "circular"]
 Status = Literal["created", "updated", "unchanged", "skipped", "failed"]
+
+
+def describe(entity: type[Any], key: Mapping[str, Any]) -> str:
+    """Write what is named as ``Entity(name=value)``."""
+    return f"{entity.__name__}({describe_key(key)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Failure:
     message: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.entity.__name__}({describe_key(self.key)})"
+        name = describe(self.entity, self.key)
         if self.reason == "ambiguous":
             return (
                 f"{name} names {len(self.rows)} rows: {', '.join(map(str, self.rows))}"

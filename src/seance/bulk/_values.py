@@ -140,6 +140,13 @@ def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator
             yield shape
 
 
+def name_of(instance: Any) -> tuple[type[Any], dict[str, Any]]:
+    """Give a class and the key that names an instance, for messages."""
+    shape, held = _identifier_of(instance), inspect(instance).dict
+    names = () if shape is None else shape.names
+    return type(instance), {name: held[name] for name in names}
+
+
 def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
     """Give the first spelling of each identifier."""
     found: dict[frozenset[Any], Shape] = {}

@@ -280,6 +280,26 @@ class TestFlush:
         assert [("made in python", 1)] == [tuple(row) for row in rows]
 
 
+class TestCircles:
+    def test_of_references(self, session: Session) -> None:
+        """Values that need each other's keys are named, and where; all is undone."""
+        with session.bulk() as bulk:
+            bulk.add(NodeIn(code="a", parent="b"))
+            bulk.add(NodeIn(code="b", parent="c"))
+            bulk.add(NodeIn(code="c", parent="b"))
+            bulk.add(NodeIn(code="d"))
+            bulk.resolve()
+            with pytest.raises(ResolutionError, match=r"'b'.*'c'.*'b'") as caught:
+                bulk.commit()
+
+        errors = caught.value.errors()
+        assert {"reference_circular"} == {error["type"] for error in errors}
+        assert [(0, "parent"), (1, "parent"), (2, "parent")] == sorted(
+            error["loc"] for error in errors
+        )
+        assert 0 == session.scalar(select(func.count()).select_from(Node))
+
+
 class TestUndo:
     def test_rollback(self, session: Session) -> None:
         """``rollback`` undoes the bulk; its values are new and can be written."""
