@@ -27,13 +27,14 @@ BENCHMARKS = {
         ["--scale", "2", "--only", "floor,load", "--rounds", "1"],
     ),
     "resolve": ("resolve.py", []),
+    "bulk": ("bulk.py", []),
     "scopes": ("scopes.py", []),
 }
 
 # These have a database of their own.
 IN_MEMORY = {"scopes"}
 # These know MariaDB.
-ON_MARIADB = {"resolve"}
+ON_MARIADB = {"bulk", "resolve"}
 
 
 def machine() -> str:
