@@ -34,7 +34,7 @@ class Failure:
 
     def __str__(self) -> str:
         name = describe(self.entity, self.key)
-        if self.reason == "ambiguous":
+        if self.rows:
             return (
                 f"{name} names {len(self.rows)} rows: {', '.join(map(str, self.rows))}"
             )

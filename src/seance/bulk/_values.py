@@ -192,7 +192,9 @@ def _keyed(
         if earlier is not None and earlier[0].made() is not instance:
             if on_duplicate == "raise":
                 entity = proxy._seance_shape.entity
-                twice.append(Failure(entity, key_of(proxy), "ambiguous"))
+                message = "more than one value of this bulk has this key"
+                key = key_of(proxy)
+                twice.append(Failure(entity, key, "ambiguous", message=message))
                 continue
             if on_duplicate == "first":
                 superseded.append(value)
