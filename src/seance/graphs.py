@@ -130,13 +130,15 @@ def unconnected(instance: Any) -> dict[str, Any]:
 
     What SQLAlchemy was told of has a history; that of a row was loaded.
     """
-    state = inspect(instance)
-    if state.key is not None:
+    # Asked of every value of a bulk.
+    state = instance._sa_instance_state
+    names = relationship_names(state.mapper)
+    if not names or state.key is not None:
         return {}
     held, told = state.dict, state.committed_state
     return {
         name: held[name]
-        for name in relationship_names(state.mapper)
+        for name in names
         if name in held and name not in told and held[name] is not None
     }
 
@@ -198,22 +200,24 @@ def mark_made(instance: Any) -> None:
 
 def is_made(instance: Any) -> bool:
     """Whether :func:`mark_made` was called with an instance that is no row yet."""
-    state = inspect(instance)
-    return state.key is None and _MADE in state.info
+    state = instance._sa_instance_state
+    # Not state.info, which makes one.
+    return state.key is None and _MADE in state.__dict__.get("info", ())
 
 
 def is_given(instance: Any, name: str) -> bool:
     """Whether a payload said all that is in a collection of an instance."""
-    return name in inspect(instance).info.get(_GIVEN, ())
+    state = instance._sa_instance_state
+    return name in state.__dict__.get("info", {}).get(_GIVEN, ())
 
 
 _MADE = "seance.made"
 _GIVEN = "seance.given"
 
 
-def relationship_names(mapper: Any) -> tuple[str, ...]:
+def relationship_names(mapper: Any) -> list[str]:
     """Give the names of the relationships of a mapper."""
-    found: tuple[str, ...] = tuple(mapper.relationships.keys())
+    found: list[str] = mapper.relationships.keys()
     return found
 
 

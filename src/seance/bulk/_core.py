@@ -15,7 +15,14 @@ from sqlalchemy.orm.state import InstanceState
 
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
-from ..graphs import connect_all, contents, is_made, is_waiting, unconnected
+from ..graphs import (
+    connect_all,
+    contents,
+    is_made,
+    is_waiting,
+    relationship_names,
+    unconnected,
+)
 from ..keys import identifiers
 from ..placeholders import Placeholders, reference_in, replace_in
 from ..references import (
@@ -69,8 +76,9 @@ class Bulk:
         #: References that stand for values.
         self._named: list[Proxy] = []
         self._given: set[int] = set()
-        #: The mapped classes there were values of.
-        self._mapped: set[type[Any]] = set()
+        #: The mapped classes there were instances of, and whether they have
+        #: relationships.
+        self._mapped: dict[type[Any], bool] = {}
         # What was current before each block that is open, and before the last left.
         self._previous: list[Any] = []
         self._before: Any = None
@@ -96,12 +104,10 @@ class Bulk:
         Raises:
             SessionError: Anything else.
         """
-        if (
-            type(instance) in self._mapped
-            and type(instance._sa_instance_state) is InstanceState
-            and not is_reference
-        ):
-            self._add_instance(instance)
+        kind = type(instance)
+        if kind in self._mapped and not is_reference:
+            # Most of what there is.
+            self._add_instance(instance, kind)
         elif type(instance) is Proxy:
             self._registry.adopt(instance)
         # A model of SQLModel is both; it is a value.
@@ -114,18 +120,26 @@ class Bulk:
                 f"a bulk takes mapped instances, proxies and Pydantic models, "
                 f"not {instance!r}"
             )
-        elif type(found := reference_in(instance)) is Proxy:
-            self._registry.adopt(found)
         elif is_reference:
-            self._registry.adopt(_values.reference_to(instance))
+            found = reference_in(instance)
+            is_proxy = type(found) is Proxy
+            self._registry.adopt(found if is_proxy else _values.reference_to(instance))
         else:
-            self._mapped.add(type(instance))
-            self._add_instance(instance)
+            self._mapped[kind] = bool(relationship_names(inspect(kind)))
+            self._add_instance(instance, kind)
 
-    def _add_instance(self, instance: Any) -> None:
-        if id(instance) not in self._given:
-            self._add_value(instance, type(instance))
-            if unconnected(instance) or is_made(instance):
+    def _add_instance(self, instance: Any, kind: type[Any]) -> None:
+        state = instance._sa_instance_state
+        if type(state) is not InstanceState and (
+            type(found := reference_in(instance)) is Proxy
+        ):
+            self._registry.adopt(found)
+        elif id(instance) not in self._given:
+            self._given.add(id(instance))
+            self._values.append(_values.Value(instance, kind, instance))
+            if (self._mapped[kind] and unconnected(instance)) or (
+                "info" in state.__dict__ and is_made(instance)
+            ):
                 self._take_in(instance)
 
     def validate(self, type_: type[T] | Any, data: Any) -> T | Any:
@@ -343,7 +357,9 @@ class Bulk:
             connect_all(
                 value.given
                 for value in self._values
-                if not isinstance(value.given, Spec) and wanted(value.given)
+                if self._mapped.get(value.entity, True)
+                and not isinstance(value.given, Spec)
+                and wanted(value.given)
             )
 
     def _ask(

@@ -26,10 +26,8 @@ def write_new(session: Session, instances: Iterable[Any]) -> None:
     Their session's transaction ends as it does when a flush fails.
     """
     writing = _Writing(session)
-    for state in session._new:
-        writing.take(state)
-    for instance in instances:
-        writing.take(instance._sa_instance_state)
+    writing.take(session._new)
+    writing.take(instance._sa_instance_state for instance in instances)
     transaction = session._autobegin_t()._begin()
     try:
         writing.run()
@@ -49,16 +47,18 @@ class _Writing:
         self.states: dict[State, None] = {}
         self._cascades: dict[Mapper[Any], list[Any]] = {}
 
-    def take(self, state: State) -> None:
-        """Take in a new instance, and those that a flush would write with it."""
-        waiting = deque([state])
+    def take(self, given: Iterable[State]) -> None:
+        """Take in new instances, and those that a flush would write with them."""
+        waiting, taken = deque(given), self.states
         while waiting:
             state = waiting.popleft()
-            if state in self.states or state.key is not None:
+            if state.key is not None or state in taken:
                 continue
+            taken[state] = None
             mapper = state.mapper
-            self.states[state] = None
-            self.classes.setdefault(mapper, []).append(state)
+            if mapper not in self.classes:
+                self.classes[mapper] = []
+            self.classes[mapper].append(state)
             for relationship in self._cascading(mapper):
                 held = state.dict.get(relationship.key)
                 if held is None:
@@ -97,10 +97,11 @@ class _Writing:
 
     def _around(self, writer: Insertion, states: Sequence[State]) -> list[State]:
         """Write what can be around the unit of work; give what is left for it."""
-        fitting = [state for state in states if writer.fits(state, self.states)]
-        left = set(states).difference(fitting)
+        fitting = states
+        if not writer.stands_alone:
+            fitting = [state for state in states if writer.fits(state, self.states)]
         for some in _levels(writer, fitting):
-            left.update(writer.write(some))
+            writer.write(some)
         return [state for state in states if state.key is None]
 
 
@@ -144,13 +145,15 @@ def _parents(state: State) -> list[State]:
     return [parent for parent in parents if parent.key is None]
 
 
-def _levels(writer: Insertion, states: list[State]) -> list[list[State]]:
+def _levels(writer: Insertion, states: Sequence[State]) -> list[Sequence[State]]:
     """
     Give rows after those of the same class that they refer to.
 
     All at once where their keys are known before. Those that refer to something else
     that is not written, or to each other in a circle, are left out.
     """
+    if not writer.parents:
+        return [states] if states else []
     needs: dict[State, list[State]] = {}
     for state in states:
         for relationship in writer.parents:
@@ -164,7 +167,7 @@ def _levels(writer: Insertion, states: list[State]) -> list[list[State]]:
             users.setdefault(parent, []).append(state)
     count = {state: len(parents) for state, parents in needs.items()}
     places = {state: place for place, state in enumerate(states)} if needs else {}
-    levels = [ready]
+    levels: list[Sequence[State]] = [ready]
     while levels[-1]:
         following = []
         for state in levels[-1]:

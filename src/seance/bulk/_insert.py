@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import REGCLASS
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -172,6 +172,8 @@ class Insertion:
         #: Whether keys are drawn before, so that rows may refer to each other.
         self.draws_keys = can_copy(connection)
         relationships = [r for r in mapper.relationships if not r.viewonly]
+        #: Whether no instance refers to others, or hangs on one.
+        self.stands_alone = not (relationships or mapper._delete_orphans)
         #: The relationships whose foreign keys are in the rows.
         self.parents = [r for r in relationships if r.direction is MANYTOONE]
         self._collections = [r for r in relationships if r.direction is not MANYTOONE]
@@ -231,13 +233,14 @@ class Insertion:
             for child in members(children)
         )
 
-    def write(self, states: Sequence[State]) -> list[State]:
+    def write(self, states: Sequence[State]) -> None:
         """
         Write rows, and make their instances persistent.
 
-        Gives those that have to be left to the unit of work after all.
+        Those that have to be left to the unit of work after all are left new.
         """
-        columns = self.values(states)
+        held = [state.dict for state in states]
+        columns = self.values(held)
         for place in self._made:
             maker = self.attributes[place].maker
             if maker is not None:
@@ -247,23 +250,23 @@ class Insertion:
                 ]
         odd = self.odd(columns)
         if odd:
-            rest = [state for n, state in enumerate(states) if n not in odd]
-            return [states[n] for n in odd] + (self.write(rest) if rest else [])
+            if len(odd) < len(states):
+                self.write([state for n, state in enumerate(states) if n not in odd])
+            return
         self.refer(states, columns, self._draw(states, columns))
-        left: list[State] = []
         for present, rows in self._alike(columns, len(states)):
             if len(rows) == len(states):
-                some, own = states, columns
+                self._write(states, held, present, columns)
             else:
-                some = [states[n] for n in rows]
-                own = [[values[n] for n in rows] for values in columns]
-            if not self._write(some, present, own):
-                left.extend(some)
-        return left
+                self._write(
+                    [states[n] for n in rows],
+                    [held[n] for n in rows],
+                    present,
+                    [[values[n] for n in rows] for values in columns],
+                )
 
-    def values(self, states: Sequence[State]) -> list[Values]:
+    def values(self, held: Sequence[dict[str, Any]]) -> list[Values]:
         """Give what instances hold, by column."""
-        held = [state.dict for state in states]
         return [
             [each.get(attribute.key, attribute.nothing) for each in held]
             for attribute in self.attributes
@@ -340,32 +343,43 @@ class Insertion:
         return [(sorted(present), rows) for present, rows in groups.items()]
 
     def _write(
-        self, states: Sequence[State], present: list[int], columns: list[Values]
-    ) -> bool:
-        """Write rows that have the same columns; ``False``: it cannot be done here."""
+        self,
+        states: Sequence[State],
+        held: Sequence[dict[str, Any]],
+        present: list[int],
+        columns: list[Values],
+    ) -> None:
+        """Write rows that have the same columns, if it can be done here."""
         filled = [place for place in self._filled if place not in present]
         returned = filled if self._fetches else []
-        counter = self._counter
-        if counter is not None and counter not in present:
-            returned = [counter, *returned]
+        if self._counter is not None and self._counter not in present:
+            returned = [self._counter, *returned]
         can_return = self.connection.dialect.insert_executemany_returning
         if not present or (returned and not can_return):
-            return False
-        if self.draws_keys and not returned:
-            self._copy(present, columns)
-        else:
-            self._insert(present, returned, columns)
-        held = [state.dict for state in states]
-        for place in {*self._made, *returned}:
-            key = self.attributes[place].key
-            for each, value in zip(held, columns[place], strict=True):
-                each[key] = value
-        self.make_persistent(states)
+            return
         unknown = [self.attributes[n].key for n in filled if n not in returned]
-        if unknown:
-            for state in states:
+
+        def settle() -> None:
+            for place in {*self._made, *returned}:
+                key = self.attributes[place].key
+                for each, value in zip(held, columns[place], strict=True):
+                    each[key] = value
+            self.make_persistent(states, held)
+            for state in states if unknown else ():
                 state._expire_attributes(state.dict, unknown)
-        return True
+
+        if not self.draws_keys or returned:
+            self._insert(present, returned, columns)
+            settle()
+            return
+        try:
+            # The server has its own work to do meanwhile.
+            self._copy(present, columns, settle)
+        except BaseException:
+            for place in self._made:
+                for each in held:
+                    each.pop(self.attributes[place].key, None)
+            raise
 
     def _draw(self, states: Sequence[State], columns: list[Values]) -> dict[State, Any]:
         """Draw the keys that are not set from the sequence of their column, if any."""
@@ -374,31 +388,41 @@ class Insertion:
         keys = columns[self._counter]
         places = [n for n, value in enumerate(keys) if value is None]
         of: Any = self.attributes[self._counter].column
-        numbers = func.generate_series(1, bindparam("seance_count", type_=Integer))
-        rows = numbers.table_valued("n", name="seance_number")
+        if not places:
+            return {}
         if of.default is not None:
-            statement = select(of.default.next_value()).select_from(rows)
+            following = of.default.next_value()
         else:
             prepare = self.connection.dialect.identifier_preparer
-            name = func.pg_get_serial_sequence(
-                prepare.format_table(self.table), of.name
-            )
-            owned = select(cast(name, REGCLASS).label("name")).subquery("seance_owned")
-            both = rows.join(owned, true())
-            statement = select(func.nextval(owned.c.name)).select_from(both)
-        if places:
-            drawn = self.connection.execute(statement, {"seance_count": len(places)})
-            for n, key in zip(places, drawn.scalars(), strict=True):
-                keys[n] = key
+            table = prepare.format_table(self.table)
+            name = select(
+                cast(func.pg_get_serial_sequence(table, of.name), REGCLASS).label(
+                    "name"
+                )
+            ).subquery("seance_owned")
+            following = func.nextval(name.c.name)
+        count = bindparam("seance_count", len(places), Integer)
+        numbers = func.generate_series(1, count).table_valued("n", name="seance_number")
+        source = numbers if of.default is not None else numbers.join(name, true())
+        # In one row: fetching as many of them takes longer than drawing.
+        drawn = select(func.array_agg(following, type_=ARRAY(of.type)))
+        made: list[Any] = self.connection.scalar(drawn.select_from(source)) or []
+        if None in made:
+            return {}
+        for n, key in zip(places, sorted(made), strict=True):
+            keys[n] = key
         return {states[n]: keys[n] for n in places}
 
-    def _copy(self, present: list[int], columns: list[Values]) -> None:
+    def _copy(
+        self, present: list[int], columns: list[Values], meanwhile: Callable[[], None]
+    ) -> None:
         sent = tuple(self.attributes[place].column for place in present)
         target = Target(self.mapper, sent, key=(), on_conflict="raise")
         copy = Copy(self.connection, target)
         try:
             rows = copy.rows([columns[place] for place in present])
-            copy.write([rows[n] for n in self._order(present, columns)])
+            order = self._order(present, columns)
+            copy.send([rows[n] for n in order], meanwhile)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             # What a type refuses comes like this from any other statement.
             what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
@@ -448,7 +472,9 @@ class Insertion:
                     return in_key_order(range(count), [columns[n] for n in key])
         return range(count)
 
-    def make_persistent(self, states: Sequence[State]) -> None:
+    def make_persistent(
+        self, states: Sequence[State], held: Sequence[dict[str, Any]]
+    ) -> None:
         """Let the session know the instances, as after a flush."""
         session: Any = self.session
         if any(getattr(session.dispatch, name) for name in _LIFE_EVENTS):
@@ -458,16 +484,16 @@ class Insertion:
             return
         # The same without what a flush does for any mix of classes, which takes
         # longer than sending the rows.
-        keep, new = session.identity_map.replace, session._transaction._new
-        kind, session_id = self.mapper._identity_class, session.hash_key
-        every = [(state, state.dict) for state in states]
-        for state, held in every:
-            if state.session_id != session_id:
+        keep, kind = session.identity_map.replace, self.mapper._identity_class
+        keys = zip(*([each[name] for each in held] for name in self._key), strict=True)
+        for state, key in zip(states, keys, strict=True):
+            if state.session_id is not None:
                 session._before_attach(state, state.obj())
-                state.session_id = session_id
-            state.key = kind, tuple([held[name] for name in self._key]), None
+            state.session_id = session.hash_key
+            state.key = kind, key, None
             keep(state)
-            new[state] = True
+        session._transaction._new.update(dict.fromkeys(states, True))
+        every = zip(states, held, strict=True)
         State._commit_all_states(every, session.identity_map)
         for state in session._new.keys() & states if session._new else ():
             del session._new[state]

@@ -147,7 +147,7 @@ class _Merging:
         """Write rows; none of them where that cannot be done here."""
         if self.stage is None:
             return {}
-        columns = self.writer.values(states)
+        columns = self.writer.values([state.dict for state in states])
         self.writer.refer(states, columns, {})
         wrong = self.writer.odd(columns) | self._defaulted(columns)
         if wrong:
@@ -223,7 +223,7 @@ class _Merging:
                 for place in self.made:
                     state.dict[attributes[place].key] = columns[place][n]
             own.append(state)
-        self.writer.make_persistent(own)
+        self.writer.make_persistent(own, [state.dict for state in own])
         for state in own:
             if self.unwritten and merged[state][0] != "created":
                 state._expire_attributes(state.dict, self.unwritten)

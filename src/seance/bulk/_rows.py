@@ -4,7 +4,7 @@ Rows of one table as a driver takes them, and PostgreSQL's COPY of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from types import NoneType
@@ -180,8 +180,7 @@ class Copy(Processed):
     def write(self, rows: Sequence[Row]) -> Written:
         """COPY the rows; with a conflict policy, by way of a temporary table."""
         if self.target.on_conflict == "raise":
-            copy(self.connection, self.target.table.schema, self.target.table.name,
-                 self.into, self.names, rows)  # fmt: skip
+            self.send(rows)
             return Written(created=len(rows))
         self._take_turn()
         self.stage(rows)
@@ -197,6 +196,26 @@ class Copy(Processed):
         if self.target.on_conflict == "skip":
             return Written(created=created, skipped=left)
         return Written(created=created, updated=updated, unchanged=left)
+
+    def send(
+        self, rows: Sequence[Row], meanwhile: Callable[[], None] | None = None
+    ) -> None:
+        """
+        COPY rows into the table.
+
+        Args:
+            meanwhile: Called when they are sent, while the server writes them.
+        """
+        table = self.target.table
+        copy(
+            self.connection,
+            table.schema,
+            table.name,
+            self.into,
+            self.names,
+            rows,
+            meanwhile,
+        )
 
     def _take_turn(self) -> None:
         """
@@ -263,9 +282,13 @@ def copy(
     into: str,
     names: Sequence[str],
     rows: Sequence[Row],
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """
     Send rows by COPY, as text with psycopg and binary with asyncpg.
+
+    Args:
+        meanwhile: Called once when they are sent.
 
     Raises:
         sqlalchemy.exc.DBAPIError: As any statement does.
@@ -277,7 +300,8 @@ def copy(
         if dialect.driver == "asyncpg" and not driver.is_in_transaction():
             # SQLAlchemy begins one with the first statement that it sees.
             connection.exec_driver_sql("SELECT 1")
-        _COPY[dialect.driver](driver, schema, table, sql, names, rows)
+        send = _COPY[dialect.driver]
+        send(driver, schema, table, sql, names, rows, meanwhile or _nothing)
     except Exception as error:
         raise _translated(connection, sql, error) from error
     except BaseException as error:
@@ -318,42 +342,60 @@ def _translated(connection: Connection, sql: str, error: Exception) -> Exception
     return translated
 
 
+Meanwhile = Callable[[], None]
+
+
+def _nothing() -> None:
+    """Do nothing meanwhile."""
+
+
 def _copy_psycopg(
-    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
+    driver: Any,
+    schema: Any,
+    table: str,
+    sql: str,
+    names: Any,
+    rows: Sequence[Row],
+    meanwhile: Meanwhile,
 ) -> None:
+    if type(driver).__name__.startswith("Async"):
+        await_only(_copy_psycopg_async(driver, sql, rows, meanwhile))
+        return
     with driver.cursor() as cursor, cursor.copy(sql) as stream:
         write = stream.write_row
         for row in rows:
             write(row)
+        meanwhile()
 
 
-async def _copy_psycopg_async(driver: Any, sql: str, rows: Sequence[Row]) -> None:
+async def _copy_psycopg_async(
+    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Meanwhile
+) -> None:
     async with driver.cursor() as cursor, cursor.copy(sql) as stream:
         write = stream.write_row
         for row in rows:
             await write(row)
-
-
-def _copy_psycopg_either(
-    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
-) -> None:
-    if type(driver).__name__.startswith("Async"):
-        await_only(_copy_psycopg_async(driver, sql, rows))
-    else:
-        _copy_psycopg(driver, schema, table, sql, names, rows)
+        meanwhile()
 
 
 def _copy_asyncpg(
-    driver: Any, schema: Any, table: str, sql: str, names: Any, rows: Sequence[Row]
+    driver: Any,
+    schema: Any,
+    table: str,
+    sql: str,
+    names: Any,
+    rows: Sequence[Row],
+    meanwhile: Meanwhile,
 ) -> None:
     await_only(
         driver.copy_records_to_table(
             table, records=rows, columns=list(names), schema_name=schema
         )
     )
+    meanwhile()
 
 
 _COPY: dict[str, Any] = {
-    "psycopg": _copy_psycopg_either,
+    "psycopg": _copy_psycopg,
     "asyncpg": _copy_asyncpg,
 }

@@ -13,6 +13,7 @@ other for ever.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -99,6 +100,13 @@ class Stage(Processed):
         for place, status, *fetched in self.move():
             found[place] = Outcome(status, self._read(fetched))
         return [outcome for outcome in found if outcome is not None]
+
+    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+        """As :meth:`write_each`, but only say how often each came to be."""
+        outcomes = self.write_each(rows)
+        if outcomes is None:
+            return None
+        return Counter(outcome.status for outcome in outcomes)
 
     def turns(self) -> list[list[int]]:
         """Put what is staged into turns, so that no two of one have one key."""
@@ -273,9 +281,13 @@ class _OnSqlite(Stage):
             f"WHERE {self.matches}"
         )
 
-    def _all(self, lock: str = "") -> Iterable[Any]:
+    @property
+    def statuses(self) -> dict[int, Status]:
+        """What the marks of staged rows mean."""
         left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
-        statuses: dict[int, Status] = {0: "created", 1: left, 2: "updated"}
+        return {0: "created", 1: left, 2: "updated"}
+
+    def _all(self, lock: str = "") -> Iterable[Any]:
         wanted = "".join(f", seance_row.{c}" for c in self.wanted)
         sql = (
             f"SELECT seance_new.seance_line, seance_new.seance_known{wanted} "
@@ -283,13 +295,25 @@ class _OnSqlite(Stage):
             f"ON {self.matches}{lock}"
         )
         for place, known, *fetched in self.run(sql).all():
-            yield place, statuses[known], *fetched
+            yield place, self.statuses[known], *fetched
 
 
 class _OnMysql(_OnSqlite):
     unequal = "NOT ({} <=> {})"
 
+    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+        self.fill(rows)
+        if self._has_one_twice():
+            return None
+        self._write()
+        known = f"SELECT seance_known, count(*) FROM {self.name} GROUP BY seance_known"
+        return Counter({self.statuses[n]: times for n, times in self.run(known).all()})
+
     def move(self) -> Iterable[Any]:
+        self._write()
+        return self._all(" LOCK IN SHARE MODE")
+
+    def _write(self) -> None:
         take_turn(self.connection, self.table)
         self._mark()
         both = f"{self.table} AS seance_row JOIN {self.name} AS seance_new"
@@ -302,7 +326,6 @@ class _OnMysql(_OnSqlite):
             f"INSERT INTO {self.table} ({self.listed}) SELECT {self.listed} "
             f"FROM {self.name} WHERE seance_known = 0 ORDER BY {', '.join(self.key)}"
         )
-        return self._all(" LOCK IN SHARE MODE")
 
     def _mark(self) -> None:
         same = f"IF({self.differs('seance_row', 'seance_new')}, 2, 1)"

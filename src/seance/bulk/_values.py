@@ -23,7 +23,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
-from ..graphs import assign, connect, is_given, items_of
+from ..graphs import assign, connect, is_given, items_of, relationship_names
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
 from ..references import (
@@ -388,11 +388,11 @@ def _replace_proxies(instance: Any) -> None:
     """Put the instances that proxies stand for in the place of the proxies."""
     state = instance._sa_instance_state
     held = state.dict
-    for relationship in state.mapper.relationships:
-        value = held.get(relationship.key)
+    for name in relationship_names(state.mapper):
+        value = held.get(name)
         # The state behind both is the same one: nothing changes for the session.
         if type(value) is Proxy:
-            held[relationship.key] = target_of(value)
+            held[name] = target_of(value)
         elif isinstance(value, list) and Proxy in set(map(type, value)):
             list.__setitem__(value, slice(None), [as_attribute(v) for v in value])
 
@@ -518,8 +518,14 @@ def flush(
     values = list(values)
     statuses: dict[Value, Status] = {}
     with session.no_autoflush:
+        related = {
+            kind: bool(relationship_names(inspect(kind)))
+            for kind in {value.entity for value in values}
+        }
         for value in values:
-            _replace_proxies(value.made())
+            instance = value.made()
+            if related[value.entity]:
+                _replace_proxies(instance)
         if on_conflict != "raise":
             allowed = None if update_fields is None else set(update_fields)
             new = [v for v in values if not v.is_row]

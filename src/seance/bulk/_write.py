@@ -150,10 +150,9 @@ class _Staged:
 
     def write(self, rows: Sequence[Row]) -> Written:
         """Write rows, those of one key one after the other."""
-        outcomes = self.stage.write_each(rows)
-        if outcomes is not None:
-            counts = Counter[str](outcome.status for outcome in outcomes)
-            return Written(**counts)
+        counts = self.stage.write_all(rows)
+        if counts is not None:
+            return Written(**{str(status): times for status, times in counts.items()})
         total = Written()
         for turn in self.stage.turns():
             total += self.write([rows[line] for line in turn])
