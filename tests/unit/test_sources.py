@@ -38,6 +38,20 @@ class TestCsv:
             (8, ["4", "5"]),
         ] == read(path)
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('a,b\n1,2\n3,"x\n4,5\n6,7\n', "line 3: unexpected end"),
+            ('a,b\n1,2\n3,"5" tall\n', "line 3"),
+            (f"a,b\n1,{'x' * 140_000}\n", "line 2.*csv.field_size_limit"),
+        ],
+        ids=["open quote", "text after a quote", "long field"],
+    )
+    def test_broken(self, text: str, message: str) -> None:
+        """What is not CSV is an error, never another text than was meant."""
+        with pytest.raises(LoadError, match=message):
+            read(io.StringIO(text), format="csv")
+
     def test_header(self, tmp_path: Path) -> None:
         """The first line names the columns; a byte order mark is none of theirs."""
         path = written(tmp_path / "s.csv", b"\xef\xbb\xbfa,b\n1,2\n")

@@ -217,6 +217,11 @@ def _spelled(value: Any) -> str:
     if type(value) is Proxy:
         parts = sorted((name, _spelled(part)) for name, part in key_of(value).items())
         return repr((shape_of(value).mapper.base_mapper.class_.__name__, parts))
+    return folded(value)
+
+
+def folded(value: Any) -> str:
+    """Give a text that is the same for values which some collation takes for equal."""
     text = str(value).rstrip()
     if not text.isascii():
         letters = unicodedata.normalize("NFKD", text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from inspect import iscoroutinefunction
@@ -18,6 +19,7 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import SessionTransactionState
 
 from ..context import SESSION_BULK_CONTEXT
 from ..errors import LoadError, RejectedRowsError
@@ -84,7 +86,7 @@ def load(
             f"cannot await; load with an async session"
         )
     if _is_one_file(source, rejects):
-        raise LoadError(f"rejects would overwrite the source, {os.fspath(rejects)!r}")
+        raise LoadError(f"rejects would overwrite the source, {rejects!s}")
     file = RejectsFile(rejects, start=start)
     with Records(source, format=format, null=null, start=start) as records:
         loader = _Loader(
@@ -118,10 +120,17 @@ def _told(
 
 
 def _is_one_file(source: Any, rejects: Any) -> bool:
-    paths = (source, rejects)
-    return all(
-        isinstance(path, (str, os.PathLike)) and os.path.exists(path) for path in paths
-    ) and os.path.samefile(source, rejects)
+    one, other = map(_status, (source, rejects))
+    return one is not None and other is not None and os.path.samestat(one, other)
+
+
+def _status(file: Any) -> os.stat_result | None:
+    """Give what the system knows of a path or an open file, if it is a plain one."""
+    try:
+        status = os.stat(file.fileno() if hasattr(file, "fileno") else file)
+    except (OSError, TypeError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> None:
@@ -197,18 +206,17 @@ class _Loader:
                 if self.commits_batches and not self.is_over and not self.aside:
                     self._commit()
                     outer = None  # committed with the rest
-                tell(self.report)
+                self._tell(tell)
             if self.is_over:
                 assert self.max_errors is not None
                 raise RejectedRowsError(self.report, self.max_errors)
-            tell(self.report)
+            self._tell(tell)
             if self.report.dry_run:
                 self._undo(outer)
             else:
                 if outer is not None:
                     outer.commit()
-                self._commit()
-                self.report.resume = None
+                self._commit(is_last=True)
             return self.report
         except BaseException as error:
             self._undo(outer)
@@ -234,15 +242,50 @@ class _Loader:
         """Whether more rows were rejected than are tolerated."""
         return self.max_errors is not None and self.report.rejected > self.max_errors
 
-    def _commit(self) -> None:
+    def _tell(self, tell: Callable[[LoadReport], None]) -> None:
+        with self._undisturbed("progress"):
+            tell(self.report)
+
+    @contextmanager
+    def _undisturbed(self, who: str) -> Iterator[None]:
+        """
+        Call what may use the session, but not end the transaction it is in.
+
+        Raises:
+            LoadError: It did: rows that were counted may be gone.
+        """
+        before = self._transactions
+        yield
+        if before[0] is not None and before != self._transactions:
+            raise LoadError(
+                f"{who} ended the transaction of the load, so nobody can say what is "
+                f"left of it; let {who} use a session of its own"
+            )
+
+    @property
+    def _transactions(self) -> tuple[Any, Any]:
+        session = self.session
+        return session.get_transaction(), session.get_nested_transaction()
+
+    def _commit(self, *, is_last: bool = False) -> None:
         # Good rows are kept only if there is a record of the bad ones.
         self.rejects.file.flush()
-        with self._timed("commit"):
-            self.session.commit()
+        transaction = self.session.get_transaction()
+        try:
+            with self._timed("commit"):
+                self.session.commit()
+        except Exception:
+            # What is called after a commit may raise; it is one all the same.
+            if transaction and transaction._state is SessionTransactionState.COMMITTED:
+                self._note_commit(is_last=is_last)
+            raise
+        self._note_commit(is_last=is_last)
+
+    def _note_commit(self, *, is_last: bool) -> None:
         self.report.committed = True
         self.report.kept = self.report.rows - self.report.rejected
-        self.report.resume = self.line + 1
-        if self.commits_batches:
+        self.report.resume = None if is_last else self.line + 1
+        if self.commits_batches or is_last:
             self.committed = self.report.counts()
 
     def _undo(self, outer: Any) -> None:
@@ -288,7 +331,7 @@ class _Loader:
         """Load the next batch; give its last line, 0 at the end of the source."""
         # Others run while an async source makes us wait.
         with nullcontext() if self.records.is_async else paused():
-            with self._timed("read"):
+            with self._timed("read"), self._undisturbed("the source"):
                 records = self.records.take(size)
             if not records:
                 return 0

@@ -98,7 +98,7 @@ class Parquet:
                 table = self._pa.Table.from_batches([batch])
                 columns = table.cast(self._schema, safe=False).itercolumns()
                 yield from zip(*(column.to_pylist() for column in columns), strict=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
                 f"the Parquet source cannot be read: {_said(error)}"
             ) from error

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from ..keys import identifiers
+from ._aside import folded
 from ._attempts import OF_A_VALUE, Attempts
 from ._dialects import orders_alike
 from ._layout import Rows
@@ -76,7 +77,9 @@ class RefusingWriter:
         for _, place, n in rows:
             batch, key = batches[place], keys[place]
             values = [batch.columns[batch.layout.columns.index(c)][n] for c in key]
-            token = (key, *values) if key and None not in values else None
+            named = key and None not in values
+            # What may be equal to the database: a turn more than needed does no harm.
+            token = (key, *map(folded, values)) if named else None
             turn = 0 if token is None else seen[token]
             seen[token] += 1
             if turn >= len(turns):

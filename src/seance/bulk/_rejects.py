@@ -53,8 +53,8 @@ class RejectsFile:
 
     def _keep_earlier(self) -> None:
         with (
-            open(self._target, "r+", encoding="utf-8") as file,
-            TemporaryFile("w+", encoding="utf-8") as kept,
+            open(self._target, "r+b") as file,
+            TemporaryFile("w+b") as kept,
         ):
             kept.writelines(line for line in file if _line_of(line) < self._start)
             for each in (kept, file):
@@ -91,7 +91,7 @@ class RejectsFile:
             raise
 
 
-def _line_of(text: str) -> float:
+def _line_of(text: bytes) -> float:
     """Give the line that a row of a rejects file was at; none is not to be kept."""
     try:
         return int(json.loads(text)["line"])

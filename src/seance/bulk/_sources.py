@@ -194,7 +194,8 @@ class Records:
         return text
 
     def _csv(self, text: IO[str], null: frozenset[str]) -> Iterator[Record]:
-        reader = csv.reader(text)
+        # Otherwise a quote without its pair makes one field of all that follows.
+        reader = csv.reader(text, strict=True)
         # No text of the header means null.
         _, names = next(_csv_records(reader, frozenset()), (0, []))
         if not names:
@@ -257,7 +258,10 @@ def _lines(text: IO[str]) -> Iterator[Record]:
 def _unreadable(line: int, error: Exception) -> LoadError:
     if isinstance(error, UnicodeDecodeError):
         return LoadError(f"the source is not UTF-8, at or after line {line}")
-    return LoadError(f"the source cannot be read at line {line}: {error}")
+    advice = ""
+    if "field limit" in str(error):
+        advice = "; csv.field_size_limit() of Python raises it"
+    return LoadError(f"the source cannot be read at line {line}: {error}{advice}")
 
 
 def plain(record: Any, header: list[str] | None) -> Any:
@@ -271,4 +275,7 @@ def plain(record: Any, header: list[str] | None) -> Any:
             return json.loads(record)
         except ValueError:
             return record.rstrip("\r\n")
-    return dict(record)
+    # JSON has no other keys than texts.
+    return {
+        name if isinstance(name, str) else repr(name): record[name] for name in record
+    }

@@ -189,8 +189,7 @@ class _Insert(Processed):
             )
         )
         counter: Any = target.table.autoincrement_column
-        has_numbers = target.table.dialect_options["sqlite"]["with_rowid"]
-        if counter is None or counter in target.columns or not has_numbers:
+        if counter is None or counter in target.columns or not self._is_counted():
             self.statements.append(update)
         else:
             # Each new row has the next number.
@@ -198,6 +197,26 @@ class _Insert(Processed):
             prepare = connection.dialect.identifier_preparer
             table = prepare.format_table(target.table)
             self.newest = f"SELECT coalesce(max(_rowid_), 0) FROM {table}"
+
+    def _is_counted(self) -> bool:
+        """
+        Whether each new row has the number after the greatest one.
+
+        With AUTOINCREMENT it has not, and a trigger may add rows of its own.
+        """
+        table = self.target.table
+        if not table.dialect_options["sqlite"]["with_rowid"]:
+            return False
+        schema = ""
+        if table.schema is not None:
+            prepare = self.connection.dialect.identifier_preparer
+            schema = f"{prepare.quote_schema(table.schema)}."
+        sql = (
+            f"SELECT sql FROM {schema}sqlite_master WHERE tbl_name = ? "
+            f"COLLATE NOCASE AND type IN ('table', 'trigger')"
+        )
+        found = self.connection.exec_driver_sql(sql, (table.name,)).scalars().all()
+        return len(found) == 1 and "autoincrement" not in found[0].lower()
 
     def _compared(
         self, columns: Sequence[Column[Any]]

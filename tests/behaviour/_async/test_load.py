@@ -134,6 +134,11 @@ async def books(session: AsyncSession) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in rows]
 
 
+def bare(session: AsyncSession) -> Any:
+    """Give the session that callbacks are called in."""
+    return getattr(session, "sync_session", session)
+
+
 async def two_authors(session: AsyncSession) -> None:
     session.add_all([Author(code="a1"), Author(code="a2")])
     await session.commit()
@@ -281,6 +286,25 @@ class TestCounts:
         assert (3, 1, 2, 0, 0, 0) == counts(report)
         assert (3, 0, 0, 0, 0, 3) == counts(again)
         assert [("a", "3", "2")] == [tuple(row) for row in found]
+
+    @pytest.mark.parametrize("batch_size", [1, 1_000])
+    async def test_equal_by_collation_in_order(
+        self, session: AsyncSession, batch_size: int
+    ) -> None:
+        """So they are if only the database takes their keys for equal."""
+        rows: list[dict[str, Any]] = [
+            {"name": "x"},
+            {"name": "a", "note": "1"},
+            {"name": "A"},
+            {"name": "b"},
+            {"name": "B", "note": "2"},
+        ]
+        async with session.bulk() as bulk:
+            report = await bulk.load(
+                rows, TagIn, max_errors=None, batch_size=batch_size
+            )
+
+        assert [3, 5] == sorted(reject.line for reject in report.rejects)
 
     @pytest.mark.parametrize("batch_size", [1, 1_000])
     @pytest.mark.parametrize("policy", ["raise", "skip", "update"])
@@ -607,6 +631,46 @@ class TestBadRows:
         accepted = not refuses and "\0" in row["label"]
         assert (3, 2 + accepted) == (report.rows, report.created)
 
+    async def test_rejects_over_the_source(
+        self, session: AsyncSession, tmp_path: Path
+    ) -> None:
+        """A source is never overwritten by its own rejects, open or not."""
+        path = written(tmp_path, "code", "a", "a")
+        before = path.read_bytes()
+        (tmp_path / "link").symlink_to(path)
+        with path.open(encoding="utf-8") as file:
+            async with session.bulk() as bulk:
+                for source in (path, file, tmp_path / "link"):
+                    with pytest.raises(LoadError, match="overwrite the source"):
+                        await bulk.load(source, AuthorIn, format="csv", rejects=path)
+
+        assert before == path.read_bytes()
+
+    async def test_names_that_json_has_not(
+        self, session: AsyncSession, tmp_path: Path
+    ) -> None:
+        """Whatever the keys of a mapping are, it can be written as rejected."""
+        path = tmp_path / "rejects.jsonl"
+        rows: list[Any] = [{b"code": "a", ("b", 1): 2}]
+        async with session.bulk() as bulk:
+            await bulk.load(rows, AuthorIn, max_errors=None, rejects=path)
+
+        assert [(1, "code", "missing")] == rejected(path)
+
+    async def test_rejects_of_something_else(
+        self, session: AsyncSession, tmp_path: Path
+    ) -> None:
+        """What is in a file that is continued and is no rejected row is dropped."""
+        path = tmp_path / "rejects.jsonl"
+        path.write_bytes(
+            b'\xff\xfe\n{"line": 1, "field": "", "reason": "x"}\n{"line": '
+        )
+        rows: list[Any] = [{}, {}]
+        async with session.bulk() as bulk:
+            await bulk.load(rows, AuthorIn, max_errors=None, rejects=path, start=2)
+
+        assert [(1, "", "x"), (2, "code", "missing")] == rejected(path)
+
     async def test_rejects_that_cannot_be_written(
         self, session: AsyncSession, tmp_path: Path
     ) -> None:
@@ -755,6 +819,77 @@ class TestTransactions:
 
         assert [2, 4, 6] == seen
         assert 0 == await count(session, Author)
+
+    @pytest.mark.parametrize("joined", [False, True])
+    @pytest.mark.parametrize("commit", ["once", "batch"])
+    async def test_error_after_the_commit(
+        self, session: AsyncSession, commit: Any, joined: bool
+    ) -> None:
+        """What raises after a commit does not make the report forget it."""
+        if joined:
+            session.add(Author(code="mine"))
+            await session.flush()
+
+        def fail(committed: Any) -> None:
+            if committed.get_nested_transaction() is None:
+                raise KeyError("after")
+
+        rows = [{"code": code} for code in "abcd"]
+        event.listen(bare(session), "after_commit", fail)
+        async with session.bulk() as bulk:
+            with pytest.raises(KeyError, match="after") as caught:
+                await bulk.load(rows, AuthorIn, batch_size=2, commit=commit)
+        event.remove(bare(session), "after_commit", fail)
+        report: LoadReport = caught.value.report  # type: ignore[attr-defined]
+
+        kept = await count(session, Author) - joined  # type: ignore[operator]
+        assert {"once": (4, None), "batch": (2, 3)}[commit] == (kept, report.resume)
+        assert (kept, kept, True) == (report.created, report.kept, report.committed)
+
+    @pytest.mark.parametrize("joined", [False, True])
+    @pytest.mark.parametrize("who", ["progress", "the source"])
+    async def test_transaction_that_others_end(
+        self, session: AsyncSession, who: str, joined: bool
+    ) -> None:
+        """Who undoes rows of the load meanwhile makes it fail, not lie."""
+        if joined:
+            session.add(Author(code="mine"))
+            await session.flush()
+
+        def undo(caller: str) -> None:
+            if caller == who:
+                bare(session).rollback()
+
+        def source() -> Iterator[dict[str, Any]]:
+            yield {"code": "a"}
+            yield {"code": "b"}
+            undo("the source")
+            yield {"code": "c"}
+
+        async with session.bulk() as bulk:
+            with pytest.raises(LoadError, match=f"{who} ended the transaction"):
+                await bulk.load(
+                    source(),
+                    AuthorIn,
+                    batch_size=2,
+                    progress=lambda _: undo("progress"),
+                )
+
+        assert 0 == await count(session, Author)
+
+    async def test_between_batches(self, session: AsyncSession) -> None:
+        """After each commit of ``commit="batch"`` the session is free for others."""
+
+        def progress(report: LoadReport) -> None:
+            bare(session).rollback()
+
+        rows = [{"code": code} for code in "abc"]
+        async with session.bulk() as bulk:
+            report = await bulk.load(
+                rows, AuthorIn, batch_size=2, commit="batch", progress=progress
+            )
+
+        assert 3 == report.kept == await count(session, Author)
 
 
 class TestWaysOfWriting:
