@@ -68,11 +68,15 @@ class Value:
 
     @property
     def held(self) -> dict[str, Any]:
-        """The attributes that were given, references as they are."""
-        if isinstance(self.given, Spec):
+        """
+        The attributes that are set, references as they are.
+
+        What a ``Spec`` says is said once: its instance may be changed afterwards.
+        """
+        if self.instance is None:
             return given_fields(self.given)
-        held = inspect(self.given).dict
-        return {name: held[name] for name in _set_attributes(self.given)}
+        held = inspect(self.instance).dict
+        return {name: held[name] for name in _set_attributes(self.instance)}
 
     def adds(self, name: str) -> bool:
         """
@@ -294,7 +298,7 @@ def place(
         fills: Whether the attributes that were not given are those of the row.
     """
     given = value.instance
-    if row is None:
+    if value.is_row or row is None:
         if given is None:
             value.instance = make(value.entity, attributes)
         else:
@@ -305,6 +309,8 @@ def place(
                 # turned out to be a known instance.
                 if held.get(name, _UNSET) is not attribute:
                     assign(given, name, attribute)
+        if row is not None and fills:
+            _fill(value, row)
         return
     check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
@@ -328,10 +334,15 @@ def place(
         value.instance = known
     _apply(session, value.instance, attributes, row, key, adds=value.adds)
     if fills:
-        for name in inspect(value.instance).unloaded & row.keys():
-            set_committed_value(value.instance, name, row[name])
-        value.is_filled = True
+        _fill(value, row)
     value.is_row = True
+
+
+def _fill(value: Value, row: Mapping[str, Any]) -> None:
+    """Set what is not loaded of an instance to what its row has."""
+    for name in inspect(value.instance).unloaded & row.keys():
+        set_committed_value(value.instance, name, row[name])
+    value.is_filled = True
 
 
 def _make_persistent(

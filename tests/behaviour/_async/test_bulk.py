@@ -364,6 +364,42 @@ class TestUndo:
         assert author is book.author
 
 
+class TestChangedMeanwhile:
+    """What a program does to the instances of values is the program's."""
+
+    async def test_resolving_again(self, session: AsyncSession) -> None:
+        """An instance that was made of a ``Spec`` is not set again to what it says."""
+        session.add(Author(code="old"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="old", name="given"))
+            bulk.add(AuthorIn(code="new", name="given"))
+            await bulk.resolve()
+            for author in bulk.get(Author):
+                author.name = "changed"
+            await bulk.resolve()
+            await bulk.resolve(strategy="hydrate")
+            await bulk.commit()
+
+        assert [("new", "changed", None), ("old", "changed", None)] == await authors(
+            session
+        )
+
+    async def test_committing_again(self, session: AsyncSession) -> None:
+        """What was written is not written again over what others wrote since."""
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            await bulk.resolve()
+            await bulk.commit()
+            await session.execute(text("UPDATE author SET name = 'other'"))
+            await session.commit()
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["unchanged"] == report.statuses
+        assert [("a", "other", None)] == await authors(session)
+
+
 class TestWatching:
     async def test_added_while_writing(self, session: AsyncSession) -> None:
         """What is added while a bulk writes waits for the next time."""

@@ -359,6 +359,40 @@ class TestUndo:
         assert author is book.author
 
 
+class TestChangedMeanwhile:
+    """What a program does to the instances of values is the program's."""
+
+    def test_resolving_again(self, session: Session) -> None:
+        """An instance that was made of a ``Spec`` is not set again to what it says."""
+        session.add(Author(code="old"))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="old", name="given"))
+            bulk.add(AuthorIn(code="new", name="given"))
+            bulk.resolve()
+            for author in bulk.get(Author):
+                author.name = "changed"
+            bulk.resolve()
+            bulk.resolve(strategy="hydrate")
+            bulk.commit()
+
+        assert [("new", "changed", None), ("old", "changed", None)] == authors(session)
+
+    def test_committing_again(self, session: Session) -> None:
+        """What was written is not written again over what others wrote since."""
+        with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            bulk.resolve()
+            bulk.commit()
+            session.execute(text("UPDATE author SET name = 'other'"))
+            session.commit()
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert ["unchanged"] == report.statuses
+        assert [("a", "other", None)] == authors(session)
+
+
 class TestWatching:
     def test_added_while_writing(self, session: Session) -> None:
         """What is added while a bulk writes waits for the next time."""
