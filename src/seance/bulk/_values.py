@@ -14,6 +14,7 @@ from sqlalchemy.orm import (
     Mapper,
     RelationshipProperty,
     Session,
+    SessionTransaction,
     make_transient,
     make_transient_to_detached,
     object_session,
@@ -23,7 +24,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
-from ..graphs import assign, connect, is_given, items_of
+from ..graphs import assign, connect, is_given, items_of, unconnected
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
 from ..references import (
@@ -60,6 +61,8 @@ class Value:
     was_known: bool = False
     #: What a mapped instance said before it became that of a row.
     payload: dict[str, Any] | None = None
+    #: The transaction in which all this became so.
+    placed_in: SessionTransaction | None = None
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -93,8 +96,16 @@ class Value:
             self.instance = self.given.to_resource()
         return self.instance
 
+    def is_placed_in(self, transaction: SessionTransaction) -> bool:
+        """Whether rolling back *transaction* undoes what became of the value."""
+        within = self.placed_in
+        while within is not None and within is not transaction:
+            within = within.parent
+        return within is not None
+
     def forget(self) -> None:
         """Be a new value again, as it was given."""
+        self.placed_in = None
         self.is_row = self.is_filled = self.was_known = False
         if isinstance(self.given, Spec):
             self.instance = None
@@ -298,6 +309,8 @@ def place(
         fills: Whether the attributes that were not given are those of the row.
     """
     given = value.instance
+    if not value.is_row:
+        value.placed_in = innermost(session)
     if value.is_row or row is None:
         if given is None:
             value.instance = make(value.entity, attributes)
@@ -336,6 +349,11 @@ def place(
     if fills:
         _fill(value, row)
     value.is_row = True
+
+
+def innermost(session: Session) -> SessionTransaction | None:
+    """Give the transaction or savepoint that a session is in."""
+    return session.get_nested_transaction() or session.get_transaction()
 
 
 def _fill(value: Value, row: Mapping[str, Any]) -> None:
@@ -383,9 +401,10 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
         instance = value.instance
         if instance is None or not inspect(instance).transient:
             continue
-        held = inspect(instance).dict
+        held, hidden = inspect(instance).dict, unconnected(instance)
         for relationship in inspect(value.entity).relationships:
-            if held.get(relationship.key) and relationship._reverse_property:
+            name = relationship.key
+            if held.get(name) and name not in hidden and relationship._reverse_property:
                 given = held[relationship.key]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
@@ -573,6 +592,9 @@ def flush(
         created = [v.instance for v in values if statuses[v] == "created"]
         write_new(session, [i for i in created if i._sa_instance_state.key is None])
         session.flush()
+    written_in = innermost(session)
     for value in values:
+        if statuses[value] != "unchanged":
+            value.placed_in = written_in
         value.is_row = value.is_row or statuses[value] != "skipped"
     return BulkReport([statuses[value] for value in values])
