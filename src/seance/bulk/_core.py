@@ -314,6 +314,8 @@ class Bulk:
             self._mark_beginning(session)
         outcome.record()
         self._placeholders.bind(session)
+        # Values may hold those that were made outside.
+        self._registry.settle_adopted()
         # Where values are not asked for, those are made that a reference names.
         named = [local.named(proxy) for proxy in references if local.values]
         values = (
