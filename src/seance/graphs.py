@@ -24,7 +24,7 @@ from sqlalchemy.orm import RelationshipProperty
 from sqlalchemy.orm.collections import collection_adapter
 
 from .errors import SessionError
-from .placeholders import reference_in
+from .placeholders import is_placeholder, reference_in
 from .references import Proxy, is_resolved, key_of, target_of
 
 Loc = tuple[int | str, ...]
@@ -63,6 +63,7 @@ def set_relationship(
     state = inspect(instance)
     held = state.dict
     if relationship.uselist:
+        value = list(map(_meant, value))
         state.info.setdefault(_GIVEN, set()).add(relationship.key)
         if any(map(is_unresolved, value)):
             held[relationship.key] = Unconnected(value)
@@ -71,6 +72,7 @@ def set_relationship(
         waits = any(_waits(relationship, item) for item in value)
         value = Unconnected(value) if waits else value
     else:
+        value = _meant(value)
         waits = is_unresolved(value)
         if not waits and value is not None:
             value = target_of(value) if type(value) is Proxy else value
@@ -79,6 +81,11 @@ def set_relationship(
         held[relationship.key] = value
     else:
         connect(instance, relationship, value)
+
+
+def _meant(value: Any) -> Any:
+    """Give the reference that a placeholder is of: it is no instance to SQLAlchemy."""
+    return reference_in(value) if is_placeholder(value) else value
 
 
 def _waits(relationship: RelationshipProperty[Any], target: Any) -> bool:

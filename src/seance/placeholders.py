@@ -37,6 +37,10 @@ class UnresolvedState(InstanceState[Any]):
     def _load_expired(self, state: Any, passive: Any) -> Any:
         self._refuse("attributes")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy could not be told when the row is known.
+        self._refuse("copy")
+
     def _modified_event(self, dict_: Any, attr: Any, *args: Any, **kwargs: Any) -> None:
         self._refuse(f"{attr.key!r}" if attr is not None else "row")
 
@@ -132,6 +136,13 @@ def reference_in(value: Any) -> Any:
         return state.__dict__["_seance_proxy"]
     row = state.obj()
     return value if row is None else row
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether *value* stands for a row that is not known yet."""
+    if type(value) is Proxy:
+        return False
+    return isinstance(getattr(value, "_sa_instance_state", None), UnresolvedState)
 
 
 def replace_in(value: Any) -> Any:

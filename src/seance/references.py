@@ -866,6 +866,10 @@ def serialize_reference(value: Any) -> Any:
     if type(value) is Proxy:
         key = {name: serialize_reference(part) for name, part in key_of(value).items()}
     elif hasattr(value, "_sa_instance_state"):
+        # That of a placeholder says which reference it is of.
+        proxy = getattr(value._sa_instance_state, "_seance_proxy", None)
+        if proxy is not None:
+            return serialize_reference(proxy)
         mapper = inspect(type(value))
         names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         key = {name: value.__dict__.get(name) for name in names}

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.state import InstanceState
@@ -85,6 +86,8 @@ class Bulk:
         # Work that was there before this bulk is not for it to undo.
         self._began_inside = bool(session.in_transaction())
         self._savepoint: SessionTransaction | None = None
+        #: What was rolled back, by whomever, since values were last looked at.
+        self._rolled_back: list[SessionTransaction] = []
 
     def __repr__(self) -> str:
         return (
@@ -298,6 +301,7 @@ class Bulk:
     ) -> Resolution:
         _check(scope, "scope", ("all", "references", "values"))
         _check(strategy, "strategy", ("bind", "hydrate"))
+        self._forget_undone(session)
         references: list[Proxy] = []
         if scope != "values":
             references = [
@@ -314,13 +318,18 @@ class Bulk:
         failures += local.choose(outcome.rows)
         if failures and raise_errors:
             raise ResolutionError(failures)
-        outcome.record()
-        self._placeholders.bind(session)
         rows = {
             value: _run.attributes_of(inspect(value.entity), outcome.rows[id(key)])
             for value, key in local.keys.items()
             if scope != "references" and id(key) in outcome.rows
         }
+        if any(not value.is_row for value in rows):
+            # What is set in an instance of the session's is for this bulk to undo.
+            self._mark_beginning(session)
+        outcome.record()
+        self._placeholders.bind(session)
+        # Values may hold those that were made outside.
+        self._registry.settle_adopted()
         # Where values are not asked for, those are made that a reference names.
         named = [local.named(proxy) for proxy in references if local.values]
         values = (
@@ -443,11 +452,9 @@ class Bulk:
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
         self._begin_writing(session, "flush")
+        self._forget_undone(session)
         self._connect(session, lambda instance: True)
-        if self._began_inside and self._savepoint is None:
-            ensure_transaction(session.connection())
-            with _values.set_aside(self._values):
-                self._savepoint = session.begin_nested()
+        self._mark_beginning(session)
         try:
             with paused():
                 return _values.flush(
@@ -460,6 +467,29 @@ class Bulk:
         except Circular as error:
             failures = self._circular(error.instances)
             raise ResolutionError(failures) from error.__cause__
+
+    def _mark_beginning(self, session: Session) -> None:
+        """Begin a savepoint after the work that was there before this bulk."""
+        if self._began_inside and self._savepoint is None:
+            ensure_transaction(session.connection())
+            with _values.set_aside(self._values):
+                self._savepoint = session.begin_nested()
+
+    def _forget_undone(self, session: Session) -> None:
+        """Forget what became of values in transactions that were rolled back."""
+        _watch(session, self)
+        while self._rolled_back:
+            self._forget(self._rolled_back.pop())
+
+    def _forget(self, transaction: SessionTransaction) -> None:
+        undone = [v for v in self._values if v.is_placed_in(transaction)]
+        instances = {id(value.instance) for value in undone}
+        for value in undone:
+            value.forget()
+        for proxy in self._named:
+            if id(proxy._seance_target) in instances:
+                unsettle(proxy)
+        self._named = [proxy for proxy in self._named if is_resolved(proxy)]
 
     def _begin_writing(self, session: Any, name: str) -> None:
         """Have a session of ours refuse, or note, that this bulk writes."""
@@ -487,18 +517,35 @@ class Bulk:
         return report
 
     def _rollback(self, session: Session) -> None:
+        self._forget_undone(session)
         savepoint, self._savepoint = self._savepoint, None
+        whole = session.get_transaction()
         # One that a failed flush has ended is not active, but the current one.
         if savepoint is not None and savepoint is session.get_nested_transaction():
             savepoint.rollback()
         elif savepoint is not None or not self._began_inside:
             session.rollback()
         # Otherwise the bulk has sent nothing: what there is is its session's.
-        for value in self._values:
-            value.forget()
-        for proxy in self._named:
-            unsettle(proxy)
-        self._named.clear()
+        self._forget_undone(session)
+        if whole is not None:
+            self._forget(whole)
+
+
+_BULKS = "seance.bulks"
+
+
+def _watch(session: Session, bulk: Bulk) -> None:
+    """Have *bulk* told of what *session* rolls back."""
+    bulks = session.info.get(_BULKS)
+    if bulks is None:
+        bulks = session.info[_BULKS] = WeakSet()
+        event.listen(session, "after_soft_rollback", _tell)
+    bulks.add(bulk)
+
+
+def _tell(session: Session, transaction: SessionTransaction) -> None:
+    for bulk in session.info[_BULKS]:
+        bulk._rolled_back.append(transaction)
 
 
 def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:

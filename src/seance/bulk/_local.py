@@ -227,8 +227,8 @@ def settle(
 def _kept(value: Value) -> dict[str, Any]:
     """Give what was given for a value, its collections as they are now."""
     held = value.held
-    if isinstance(value.given, Spec):
-        return held  # nothing changes them
+    if value.instance is None:
+        return held  # of a Spec, which nothing changes
     for name in relationship_names(inspect(value.entity)):
         if isinstance(held.get(name), (list, set, dict)):
             held[name] = items_of(held[name])

@@ -14,6 +14,7 @@ from sqlalchemy.orm import (
     Mapper,
     RelationshipProperty,
     Session,
+    SessionTransaction,
     make_transient,
     make_transient_to_detached,
     object_session,
@@ -23,7 +24,14 @@ from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
-from ..graphs import assign, connect, is_given, items_of, relationship_names
+from ..graphs import (
+    assign,
+    connect,
+    is_given,
+    items_of,
+    relationship_names,
+    unconnected,
+)
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
 from ..references import (
@@ -60,6 +68,8 @@ class Value:
     was_known: bool = False
     #: What a mapped instance said before it became that of a row.
     payload: dict[str, Any] | None = None
+    #: The transaction in which all this became so.
+    placed_in: SessionTransaction | None = None
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -68,11 +78,15 @@ class Value:
 
     @property
     def held(self) -> dict[str, Any]:
-        """The attributes that were given, references as they are."""
-        if isinstance(self.given, Spec):
+        """
+        The attributes that are set, references as they are.
+
+        What a ``Spec`` says is said once: its instance may be changed afterwards.
+        """
+        if self.instance is None:
             return given_fields(self.given)
-        held = inspect(self.given).dict
-        return {name: held[name] for name in _set_attributes(self.given)}
+        held = inspect(self.instance).dict
+        return {name: held[name] for name in _set_attributes(self.instance)}
 
     def adds(self, name: str) -> bool:
         """
@@ -89,8 +103,16 @@ class Value:
             self.instance = self.given.to_resource()
         return self.instance
 
+    def is_placed_in(self, transaction: SessionTransaction) -> bool:
+        """Whether rolling back *transaction* undoes what became of the value."""
+        within = self.placed_in
+        while within is not None and within is not transaction:
+            within = within.parent
+        return within is not None
+
     def forget(self) -> None:
         """Be a new value again, as it was given."""
+        self.placed_in = None
         self.is_row = self.is_filled = self.was_known = False
         if isinstance(self.given, Spec):
             self.instance = None
@@ -294,7 +316,9 @@ def place(
         fills: Whether the attributes that were not given are those of the row.
     """
     given = value.instance
-    if row is None:
+    if not value.is_row:
+        value.placed_in = innermost(session)
+    if value.is_row or row is None:
         if given is None:
             value.instance = make(value.entity, attributes)
         else:
@@ -305,6 +329,8 @@ def place(
                 # turned out to be a known instance.
                 if held.get(name, _UNSET) is not attribute:
                     assign(given, name, attribute)
+        if row is not None and fills:
+            _fill(value, row)
         return
     check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
@@ -328,10 +354,20 @@ def place(
         value.instance = known
     _apply(session, value.instance, attributes, row, key, adds=value.adds)
     if fills:
-        for name in inspect(value.instance).unloaded & row.keys():
-            set_committed_value(value.instance, name, row[name])
-        value.is_filled = True
+        _fill(value, row)
     value.is_row = True
+
+
+def innermost(session: Session) -> SessionTransaction | None:
+    """Give the transaction or savepoint that a session is in."""
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _fill(value: Value, row: Mapping[str, Any]) -> None:
+    """Set what is not loaded of an instance to what its row has."""
+    for name in inspect(value.instance).unloaded & row.keys():
+        set_committed_value(value.instance, name, row[name])
+    value.is_filled = True
 
 
 def _make_persistent(
@@ -372,9 +408,10 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
         instance = value.instance
         if instance is None or not inspect(instance).transient:
             continue
-        held = inspect(instance).dict
+        held, hidden = inspect(instance).dict, unconnected(instance)
         for relationship in inspect(value.entity).relationships:
-            if held.get(relationship.key) and relationship._reverse_property:
+            name = relationship.key
+            if held.get(name) and name not in hidden and relationship._reverse_property:
                 given = held[relationship.key]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
@@ -568,6 +605,9 @@ def flush(
         created = [v.instance for v in values if statuses[v] == "created"]
         write_new(session, [i for i in created if i._sa_instance_state.key is None])
         session.flush()
+    written_in = innermost(session)
     for value in values:
+        if statuses[value] != "unchanged":
+            value.placed_in = written_in
         value.is_row = value.is_row or statuses[value] != "skipped"
     return BulkReport([statuses[value] for value in values])

@@ -364,6 +364,122 @@ class TestUndo:
         assert author is book.author
 
 
+class TestUndoOfUpdates:
+    """What a bulk changed in rows that exist is undone like what it created."""
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    @pytest.mark.parametrize("flushes", [False, True])
+    @pytest.mark.parametrize("is_known", [False, True])
+    async def test_inside_of_a_transaction(
+        self, session: AsyncSession, made_by: type, flushes: bool, is_known: bool
+    ) -> None:
+        """Back to where the bulk began, also what was pending then."""
+        session.add(Author(code="a", name="before"))
+        await session.commit()
+        known = (await session.scalars(select(Author))).one()
+        known.email = "pending"
+        if not is_known:
+            await session.flush()
+            session.expunge_all()
+        session.add(Tag(name="pending"))
+        async with session.bulk() as bulk:
+            bulk.add(made_by(code="a", name="given"))
+            await bulk.resolve()
+            if flushes:
+                await bulk.flush()
+            await bulk.rollback()
+            await session.flush()
+            after = await authors(session)
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert [("a", "before", "pending")] == after
+        assert ["updated"] == report.statuses
+        assert [("a", "given", "pending")] == await authors(session)
+        assert 1 == await count(session, Tag)
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    async def test_what_was_committed_stays(
+        self, session: AsyncSession, made_by: type
+    ) -> None:
+        """A rollback makes new again what was written since the last commit only."""
+        async with session.bulk() as bulk:
+            bulk.add(made_by(code="a"))
+            await bulk.resolve()
+            await bulk.commit()
+            bulk.add(made_by(code="b"))
+            await bulk.flush()
+            await bulk.rollback()
+            report = await bulk.commit()
+
+        assert ["unchanged", "created"] == report.statuses
+        assert ["a", "b"] == [code for code, _, _ in await authors(session)]
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    @pytest.mark.parametrize("in_savepoint", [False, True])
+    async def test_by_the_session(
+        self, session: AsyncSession, made_by: type, in_savepoint: bool
+    ) -> None:
+        """A bulk whose session was rolled back resolves and writes all of it again."""
+        session.add(Author(code="old"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(made_by(code="old", name="given"))
+            bulk.add(made_by(code="new", name="given"))
+            if in_savepoint:
+                savepoint = await session.begin_nested()
+                await bulk.resolve()
+                await bulk.flush()
+                await savepoint.rollback()
+            else:
+                await bulk.resolve()
+                await bulk.flush()
+                await session.rollback()
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["updated", "created"] == report.statuses
+        assert [("new", "given", None), ("old", "given", None)] == await authors(
+            session
+        )
+
+
+class TestChangedMeanwhile:
+    """What a program does to the instances of values is the program's."""
+
+    async def test_resolving_again(self, session: AsyncSession) -> None:
+        """An instance that was made of a ``Spec`` is not set again to what it says."""
+        session.add(Author(code="old"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="old", name="given"))
+            bulk.add(AuthorIn(code="new", name="given"))
+            await bulk.resolve()
+            for author in bulk.get(Author):
+                author.name = "changed"
+            await bulk.resolve()
+            await bulk.resolve(strategy="hydrate")
+            await bulk.commit()
+
+        assert [("new", "changed", None), ("old", "changed", None)] == await authors(
+            session
+        )
+
+    async def test_committing_again(self, session: AsyncSession) -> None:
+        """What was written is not written again over what others wrote since."""
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            await bulk.resolve()
+            await bulk.commit()
+            await session.execute(text("UPDATE author SET name = 'other'"))
+            await session.commit()
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["unchanged"] == report.statuses
+        assert [("a", "other", None)] == await authors(session)
+
+
 class TestWatching:
     async def test_added_while_writing(self, session: AsyncSession) -> None:
         """What is added while a bulk writes waits for the next time."""

@@ -141,6 +141,20 @@ class TestUnresolved:
             session, "SELECT code, parent_id FROM node"
         )
 
+    async def test_written_out_and_copied(self, session: AsyncSession) -> None:
+        """It is written as its key; a copy, which would stay one, is refused."""
+        async with session.bulk(proxy_reference=False):
+            book = BookIn.model_validate(
+                {"isbn": "1", "author": "a", "labels": ["x", "y"]}
+            )
+
+        assert ("a", ["x", "y"]) == (
+            book.model_dump()["author"],
+            book.model_dump(mode="json")["labels"],
+        )
+        with pytest.raises(UnresolvedReferenceError):
+            book.model_copy(deep=True)
+
     async def test_value_is_not_made(self, session: AsyncSession) -> None:
         """A value that holds one cannot be written."""
         async with session.bulk(proxy_reference=False) as bulk:

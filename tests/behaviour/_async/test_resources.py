@@ -20,6 +20,7 @@ from sqlalchemy import func, select, text
 from seance import (
     AsyncSession,
     Database,
+    Key,
     Proxy,
     Ref,
     ResolutionError,
@@ -287,6 +288,49 @@ class TestWriting:
             assert [(name,) for name in names] == await written(
                 session, "name", "tag JOIN flight_tag ON tag_id = tag.id"
             )
+
+    @pytest.mark.parametrize("order", [1, -1])
+    async def test_made_outside_and_named_by_another(
+        self, session: AsyncSession, order: int
+    ) -> None:
+        """A reference to a value with references of its own, whichever comes first."""
+        await airlines(session, "AA")
+
+        class NamedLeg(Spec[Leg]):
+            position: int
+            flight: Annotated[Flight, Key("number")]
+
+        values: list[Any] = [
+            Flight.resource_validate({"number": 1, "airline": "AA"}),
+            NamedLeg.model_validate({"position": 1, "flight": 1}),
+        ]
+        async with session.bulk() as bulk:
+            for value in values[::order]:
+                bulk.add(value)
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert 2 == report.created
+
+    async def test_with_placeholders(self, session: AsyncSession) -> None:
+        """A value's references may be asked for as instances of their classes."""
+        await airlines(session, "AA")
+        async with session.bulk(proxy_reference=False) as bulk:
+            given = {"number": 1, "airline": "AA", "tags": ["a"]}
+            flight = Flight.resource_validate(given)
+            missing = await bulk.resolve(raise_errors=False)
+            with pytest.raises(UnresolvedReferenceError, match="'a'"):
+                await bulk.flush()
+            before = await session.scalar(select(func.count()).select_from(Flight))
+            tag = Tag(name="a")
+            bulk.add(tag)
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert 1 == missing.unresolved
+        assert 0 == before
+        assert 2 == report.created
+        assert ("AA", {tag}) == (flight.airline.code, flight.tags)
 
     async def test_made_outside(self, session: AsyncSession) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""

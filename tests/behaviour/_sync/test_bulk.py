@@ -359,6 +359,116 @@ class TestUndo:
         assert author is book.author
 
 
+class TestUndoOfUpdates:
+    """What a bulk changed in rows that exist is undone like what it created."""
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    @pytest.mark.parametrize("flushes", [False, True])
+    @pytest.mark.parametrize("is_known", [False, True])
+    def test_inside_of_a_transaction(
+        self, session: Session, made_by: type, flushes: bool, is_known: bool
+    ) -> None:
+        """Back to where the bulk began, also what was pending then."""
+        session.add(Author(code="a", name="before"))
+        session.commit()
+        known = (session.scalars(select(Author))).one()
+        known.email = "pending"
+        if not is_known:
+            session.flush()
+            session.expunge_all()
+        session.add(Tag(name="pending"))
+        with session.bulk() as bulk:
+            bulk.add(made_by(code="a", name="given"))
+            bulk.resolve()
+            if flushes:
+                bulk.flush()
+            bulk.rollback()
+            session.flush()
+            after = authors(session)
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert [("a", "before", "pending")] == after
+        assert ["updated"] == report.statuses
+        assert [("a", "given", "pending")] == authors(session)
+        assert 1 == count(session, Tag)
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    def test_what_was_committed_stays(self, session: Session, made_by: type) -> None:
+        """A rollback makes new again what was written since the last commit only."""
+        with session.bulk() as bulk:
+            bulk.add(made_by(code="a"))
+            bulk.resolve()
+            bulk.commit()
+            bulk.add(made_by(code="b"))
+            bulk.flush()
+            bulk.rollback()
+            report = bulk.commit()
+
+        assert ["unchanged", "created"] == report.statuses
+        assert ["a", "b"] == [code for code, _, _ in authors(session)]
+
+    @pytest.mark.parametrize("made_by", [AuthorIn, Author])
+    @pytest.mark.parametrize("in_savepoint", [False, True])
+    def test_by_the_session(
+        self, session: Session, made_by: type, in_savepoint: bool
+    ) -> None:
+        """A bulk whose session was rolled back resolves and writes all of it again."""
+        session.add(Author(code="old"))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(made_by(code="old", name="given"))
+            bulk.add(made_by(code="new", name="given"))
+            if in_savepoint:
+                savepoint = session.begin_nested()
+                bulk.resolve()
+                bulk.flush()
+                savepoint.rollback()
+            else:
+                bulk.resolve()
+                bulk.flush()
+                session.rollback()
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert ["updated", "created"] == report.statuses
+        assert [("new", "given", None), ("old", "given", None)] == authors(session)
+
+
+class TestChangedMeanwhile:
+    """What a program does to the instances of values is the program's."""
+
+    def test_resolving_again(self, session: Session) -> None:
+        """An instance that was made of a ``Spec`` is not set again to what it says."""
+        session.add(Author(code="old"))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="old", name="given"))
+            bulk.add(AuthorIn(code="new", name="given"))
+            bulk.resolve()
+            for author in bulk.get(Author):
+                author.name = "changed"
+            bulk.resolve()
+            bulk.resolve(strategy="hydrate")
+            bulk.commit()
+
+        assert [("new", "changed", None), ("old", "changed", None)] == authors(session)
+
+    def test_committing_again(self, session: Session) -> None:
+        """What was written is not written again over what others wrote since."""
+        with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            bulk.resolve()
+            bulk.commit()
+            session.execute(text("UPDATE author SET name = 'other'"))
+            session.commit()
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert ["unchanged"] == report.statuses
+        assert [("a", "other", None)] == authors(session)
+
+
 class TestWatching:
     def test_added_while_writing(self, session: Session) -> None:
         """What is added while a bulk writes waits for the next time."""

@@ -136,6 +136,20 @@ class TestUnresolved:
         ]
         assert [("n", None)] == stored(session, "SELECT code, parent_id FROM node")
 
+    def test_written_out_and_copied(self, session: Session) -> None:
+        """It is written as its key; a copy, which would stay one, is refused."""
+        with session.bulk(proxy_reference=False):
+            book = BookIn.model_validate(
+                {"isbn": "1", "author": "a", "labels": ["x", "y"]}
+            )
+
+        assert ("a", ["x", "y"]) == (
+            book.model_dump()["author"],
+            book.model_dump(mode="json")["labels"],
+        )
+        with pytest.raises(UnresolvedReferenceError):
+            book.model_copy(deep=True)
+
     def test_value_is_not_made(self, session: Session) -> None:
         """A value that holds one cannot be written."""
         with session.bulk(proxy_reference=False) as bulk:

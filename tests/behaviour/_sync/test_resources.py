@@ -20,6 +20,7 @@ from sqlalchemy import func, select, text
 
 from seance import (
     Database,
+    Key,
     Proxy,
     Ref,
     ResolutionError,
@@ -286,6 +287,49 @@ class TestWriting:
             assert [(name,) for name in names] == written(
                 session, "name", "tag JOIN flight_tag ON tag_id = tag.id"
             )
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_made_outside_and_named_by_another(
+        self, session: Session, order: int
+    ) -> None:
+        """A reference to a value with references of its own, whichever comes first."""
+        airlines(session, "AA")
+
+        class NamedLeg(Spec[Leg]):
+            position: int
+            flight: Annotated[Flight, Key("number")]
+
+        values: list[Any] = [
+            Flight.resource_validate({"number": 1, "airline": "AA"}),
+            NamedLeg.model_validate({"position": 1, "flight": 1}),
+        ]
+        with session.bulk() as bulk:
+            for value in values[::order]:
+                bulk.add(value)
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert 2 == report.created
+
+    def test_with_placeholders(self, session: Session) -> None:
+        """A value's references may be asked for as instances of their classes."""
+        airlines(session, "AA")
+        with session.bulk(proxy_reference=False) as bulk:
+            given = {"number": 1, "airline": "AA", "tags": ["a"]}
+            flight = Flight.resource_validate(given)
+            missing = bulk.resolve(raise_errors=False)
+            with pytest.raises(UnresolvedReferenceError, match="'a'"):
+                bulk.flush()
+            before = session.scalar(select(func.count()).select_from(Flight))
+            tag = Tag(name="a")
+            bulk.add(tag)
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert 1 == missing.unresolved
+        assert 0 == before
+        assert 2 == report.created
+        assert ("AA", {tag}) == (flight.airline.code, flight.tags)
 
     def test_made_outside(self, session: Session) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""
