@@ -26,17 +26,18 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    true,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.orm.state import InstanceState
 
 from ..keys import identifiers
 from ..references import columns_held
 from ._dialects import orders_alike
+from ._places import Habits, Place
 from ._rows import Copy, Target, can_copy, in_key_order
 
 State = InstanceState[Any]
@@ -169,8 +170,7 @@ class Insertion:
         ]
         self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
-        #: Whether keys are drawn before, so that rows may refer to each other.
-        self.draws_keys = can_copy(connection)
+        self._place = Place(connection, table)
         relationships = [r for r in mapper.relationships if not r.viewonly]
         #: The relationships whose foreign keys are in the rows.
         self.parents = [r for r in relationships if r.direction is MANYTOONE]
@@ -192,6 +192,29 @@ class Insertion:
             for place, attribute in enumerate(self.attributes)
             if attribute.maker is not None or place == self._counter
         ]
+
+    @property
+    def _habits(self) -> Habits | None:
+        """What to know about the table where rows can be sent by COPY."""
+        return self._place.habits if can_copy(self.connection) else None
+
+    @property
+    def _copies(self) -> bool:
+        habits = self._habits
+        return habits is not None and not (
+            habits.takes_inserts_only or habits.has_trigger
+        )
+
+    @property
+    def draws_keys(self) -> bool:
+        """Whether keys are drawn before, so that rows may refer to each other."""
+        if not self._copies or self._counter is None:
+            return False
+        of: Any = self.attributes[self._counter].column
+        habits = self._habits
+        return of.default is not None or (
+            habits is not None and habits.sequence is not None
+        )
 
     def fits(self, state: State, writing: Collection[State]) -> bool:
         """
@@ -311,6 +334,10 @@ class Insertion:
             values = columns[place]
             if any(map(_is_sql, set(map(type, values)))):
                 odd.update(n for n, v in enumerate(values) if _is_sql(type(v)))
+            identity = attribute.column.identity
+            if identity is not None and identity.always and self._copies:
+                # For COPY it is no error to give one.
+                odd.update(n for n, value in enumerate(values) if value is not None)
             if attribute.column.primary_key and place != self._counter:
                 odd.update(n for n, value in enumerate(values) if value is None)
         return odd
@@ -351,7 +378,7 @@ class Insertion:
         can_return = self.connection.dialect.insert_executemany_returning
         if not present or (returned and not can_return):
             return False
-        if self.draws_keys and not returned:
+        if self._copies and not returned:
             self._copy(present, columns)
         else:
             self._insert(present, returned, columns)
@@ -369,7 +396,7 @@ class Insertion:
 
     def _draw(self, states: Sequence[State], columns: list[Values]) -> dict[State, Any]:
         """Draw the keys that are not set from the sequence of their column, if any."""
-        if not self.draws_keys or self._counter is None:
+        if not self.draws_keys or self._counter is None or self._habits is None:
             return {}
         keys = columns[self._counter]
         places = [n for n, value in enumerate(keys) if value is None]
@@ -379,13 +406,8 @@ class Insertion:
         if of.default is not None:
             statement = select(of.default.next_value()).select_from(rows)
         else:
-            prepare = self.connection.dialect.identifier_preparer
-            name = func.pg_get_serial_sequence(
-                prepare.format_table(self.table), of.name
-            )
-            owned = select(cast(name, REGCLASS).label("name")).subquery("seance_owned")
-            both = rows.join(owned, true())
-            statement = select(func.nextval(owned.c.name)).select_from(both)
+            name = cast(bindparam("seance_sequence", self._habits.sequence), REGCLASS)
+            statement = select(func.nextval(name)).select_from(rows)
         if places:
             drawn = self.connection.execute(statement, {"seance_count": len(places)})
             for n, key in zip(places, drawn.scalars(), strict=True):
@@ -421,6 +443,11 @@ class Insertion:
             sort_by_parameter_order=True,
         )
         answers = self.connection.execute(statement, rows).all()
+        if len(answers) != len(rows):
+            raise FlushError(
+                f"{len(rows)} rows of {self.table.name!r} were sent and {len(answers)} "
+                f"inserted; is there a trigger that keeps some out?"
+            )
         for place, values in zip(returned, zip(*answers, strict=True), strict=True):
             made = columns[place] = [None] * len(order)
             for n, value in zip(order, values, strict=True):
