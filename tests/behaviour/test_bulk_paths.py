@@ -478,6 +478,10 @@ CASES: dict[str, Build] = {
 }
 
 REFUSED: dict[str, Build] = {
+    "a key that only the database may give": lambda session: [
+        Identified(id=70, code="a"),
+        Identified(id=71, code="b"),
+    ],
     "a duplicate": lambda session: [Plain(code="x"), Plain(code="x")],
     "a missing value": lambda session: [Plain(code="a"), Plain(code=None)],
     "a missing key": lambda session: [Composite(left=1)],

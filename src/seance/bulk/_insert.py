@@ -26,17 +26,18 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.orm.state import InstanceState
 
 from ..keys import identifiers
 from ..references import columns_held
 from ._dialects import orders_alike
+from ._places import Habits, Place
 from ._rows import Copy, Target, can_copy, in_key_order
 
 State = InstanceState[Any]
@@ -169,8 +170,7 @@ class Insertion:
         ]
         self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
-        #: Whether keys are drawn before, so that rows may refer to each other.
-        self.draws_keys = can_copy(connection)
+        self._place = Place(connection, table)
         relationships = [r for r in mapper.relationships if not r.viewonly]
         #: Whether no instance refers to others, or hangs on one.
         self.stands_alone = not (relationships or mapper._delete_orphans)
@@ -194,6 +194,29 @@ class Insertion:
             for place, attribute in enumerate(self.attributes)
             if attribute.maker is not None or place == self._counter
         ]
+
+    @property
+    def _habits(self) -> Habits | None:
+        """What to know about the table where rows can be sent by COPY."""
+        return self._place.habits if can_copy(self.connection) else None
+
+    @property
+    def _copies(self) -> bool:
+        habits = self._habits
+        return habits is not None and not (
+            habits.takes_inserts_only or habits.has_trigger
+        )
+
+    @property
+    def draws_keys(self) -> bool:
+        """Whether keys are drawn before, so that rows may refer to each other."""
+        if not self._copies or self._counter is None:
+            return False
+        of: Any = self.attributes[self._counter].column
+        habits = self._habits
+        return of.default is not None or (
+            habits is not None and habits.sequence is not None
+        )
 
     def fits(self, state: State, writing: Collection[State]) -> bool:
         """
@@ -314,6 +337,10 @@ class Insertion:
             values = columns[place]
             if any(map(_is_sql, set(map(type, values)))):
                 odd.update(n for n, v in enumerate(values) if _is_sql(type(v)))
+            identity = attribute.column.identity
+            if identity is not None and identity.always and self._copies:
+                # For COPY it is no error to give one.
+                odd.update(n for n, value in enumerate(values) if value is not None)
             if attribute.column.primary_key and place != self._counter:
                 odd.update(n for n, value in enumerate(values) if value is None)
         return odd
@@ -368,7 +395,7 @@ class Insertion:
             for state in states if unknown else ():
                 state._expire_attributes(state.dict, unknown)
 
-        if not self.draws_keys or returned:
+        if not self._copies or returned:
             self._insert(present, returned, columns)
             settle()
             return
@@ -383,7 +410,7 @@ class Insertion:
 
     def _draw(self, states: Sequence[State], columns: list[Values]) -> dict[State, Any]:
         """Draw the keys that are not set from the sequence of their column, if any."""
-        if not self.draws_keys or self._counter is None:
+        if not self.draws_keys or self._counter is None or self._habits is None:
             return {}
         keys = columns[self._counter]
         places = [n for n, value in enumerate(keys) if value is None]
@@ -393,22 +420,13 @@ class Insertion:
         if of.default is not None:
             following = of.default.next_value()
         else:
-            prepare = self.connection.dialect.identifier_preparer
-            table = prepare.format_table(self.table)
-            name = select(
-                cast(func.pg_get_serial_sequence(table, of.name), REGCLASS).label(
-                    "name"
-                )
-            ).subquery("seance_owned")
-            following = func.nextval(name.c.name)
+            name = cast(bindparam("seance_sequence", self._habits.sequence), REGCLASS)
+            following = func.nextval(name)
         count = bindparam("seance_count", len(places), Integer)
         numbers = func.generate_series(1, count).table_valued("n", name="seance_number")
-        source = numbers if of.default is not None else numbers.join(name, true())
         # In one row: fetching as many of them takes longer than drawing.
         drawn = select(func.array_agg(following, type_=ARRAY(of.type)))
-        made: list[Any] = self.connection.scalar(drawn.select_from(source)) or []
-        if None in made:
-            return {}
+        made: Any = self.connection.scalar(drawn.select_from(numbers))
         for n, key in zip(places, sorted(made), strict=True):
             keys[n] = key
         return {states[n]: keys[n] for n in places}
@@ -445,6 +463,11 @@ class Insertion:
             sort_by_parameter_order=True,
         )
         answers = self.connection.execute(statement, rows).all()
+        if len(answers) != len(rows):
+            raise FlushError(
+                f"{len(rows)} rows of {self.table.name!r} were sent and {len(answers)} "
+                f"inserted; is there a trigger that keeps some out?"
+            )
         for place, values in zip(returned, zip(*answers, strict=True), strict=True):
             made = columns[place] = [None] * len(order)
             for n, value in zip(order, values, strict=True):

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.util import await_only
 
 from ._dialects import bind_processors
+from ._places import Place, unescaped
 from ._validate import one_zone
 
 Row = tuple[Any, ...]
@@ -106,7 +107,14 @@ class Processed:
 
     def sql(self, statement: Any) -> str:
         """Compile for this connection's driver, one parameter for each column."""
-        return str(statement.compile(dialect=self.connection.dialect))
+        options = self.connection.get_execution_options()
+        schemas = options.get("schema_translate_map")
+        compiled = statement.compile(
+            dialect=self.connection.dialect,
+            schema_translate_map=schemas,
+            render_schema_translate=bool(schemas),
+        )
+        return str(compiled)
 
     def insert(self, into: Table) -> Any:
         """Give an INSERT of the target's columns, bound by position."""
@@ -140,7 +148,8 @@ class Copy(Processed):
         super().__init__(connection, target)
         prepare = connection.dialect.identifier_preparer
         self.names = [column.name for column in target.columns]
-        self.table = prepare.format_table(target.table)
+        self.place = Place(connection, target.table)
+        self.table = self.place.name
         quoted = [prepare.quote(name) for name in self.names]
         columns = ", ".join(quoted)
         self.into = f"{self.table} ({columns})"
@@ -206,11 +215,10 @@ class Copy(Processed):
         Args:
             meanwhile: Called when they are sent, while the server writes them.
         """
-        table = self.target.table
         copy(
             self.connection,
-            table.schema,
-            table.name,
+            self.place.schema,
+            self.target.table.name,
             self.into,
             self.names,
             rows,
@@ -293,7 +301,7 @@ def copy(
     Raises:
         sqlalchemy.exc.DBAPIError: As any statement does.
     """
-    sql = f"COPY {into} FROM STDIN"
+    sql = f"COPY {unescaped(connection, into)} FROM STDIN"
     driver: Any = connection.connection.driver_connection
     dialect = connection.dialect
     try:

@@ -21,6 +21,7 @@ from zlib import crc32
 from sqlalchemy import Column, Connection, event
 
 from ._dialects import ensure_transaction
+from ._places import Place
 from ._report import Status
 from ._rows import Copy, Processed, Row, Target, can_copy, comparable
 
@@ -45,7 +46,12 @@ def stage(
         changing: What an update sets.
         fetched: What is given back of each row.
     """
-    name = "postgresql" if can_copy(connection) else connection.dialect.name
+    name = connection.dialect.name
+    if name == "postgresql":
+        if not can_copy(connection):
+            return None
+        if Place(connection, target.table).habits.takes_inserts_only:
+            return None
     kind = _STAGES.get(name)
     return None if kind is None else kind(connection, target, changing, fetched)
 
@@ -65,7 +71,7 @@ class Stage(Processed):
         super().__init__(connection, target)
         prepare = connection.dialect.identifier_preparer
         self.fetched = list(fetched)
-        self.table = prepare.format_table(target.table)
+        self.table = Place(connection, target.table).name
         self.columns = [prepare.quote(column.name) for column in target.columns]
         # One for each set of columns: rows of one bulk may differ in what they set.
         token = f"{self.table} ({', '.join(self.columns)})"

@@ -24,6 +24,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
 from . import _values
+from ._places import Place
 from ._rows import Copy, Processed, Row, Target, Written, can_copy, comparable
 from ._upsert import Stage, stage
 
@@ -46,6 +47,8 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return _UnitOfWork(session, target)
     dialect = connection.dialect
     if can_copy(connection):
+        if Place(connection, target.table).habits.takes_inserts_only:
+            return _UnitOfWork(session, target)
         return Copy(connection, target)
     if target.on_conflict == "raise" or dialect.name == "sqlite":
         return _Insert(connection, target)
@@ -194,8 +197,7 @@ class _Insert(Processed):
         else:
             # Each new row has the next number.
             self.statements = [update]
-            prepare = connection.dialect.identifier_preparer
-            table = prepare.format_table(target.table)
+            table = Place(connection, target.table).name
             self.newest = f"SELECT coalesce(max(_rowid_), 0) FROM {table}"
 
     def _is_counted(self) -> bool:
@@ -222,7 +224,7 @@ class _Insert(Processed):
         self, columns: Sequence[Column[Any]]
     ) -> Iterator[tuple[str, str, str]]:
         prepare = self.connection.dialect.identifier_preparer
-        table = prepare.format_table(self.target.table)
+        table = Place(self.connection, self.target.table).name
         for column in columns:
             name = prepare.quote(column.name)
             form = comparable(column, self.connection.dialect)

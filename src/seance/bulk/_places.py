@@ -1,0 +1,85 @@
+"""
+Tables as a connection has them: under which name, and what PostgreSQL does there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, text
+
+
+class Habits(NamedTuple):
+    """What else happens in a table of PostgreSQL when rows come."""
+
+    #: COPY is refused, or leaves something out that an INSERT does.
+    takes_inserts_only: bool
+    #: A trigger may change rows, or keep them out.
+    has_trigger: bool
+    #: What the column that counts up is filled from, and by nothing else.
+    sequence: str | None
+
+
+_HABITS = text(
+    # Bits of tgtype: 1 for each row, 2 before, 4 INSERT.
+    "SELECT c.relkind NOT IN ('r', 'p') OR c.relhasrules OR row_security_active(c.oid), "
+    "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
+    "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
+    "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
+    # Fails on views.
+    "LATERAL (SELECT CASE WHEN c.relkind IN ('r', 'p') "
+    "THEN pg_get_serial_sequence(:seance_table, :seance_column) END AS name) s "
+    "WHERE a.attrelid = c.oid AND a.attname = :seance_column AND (a.attidentity <> '' "
+    "OR pg_get_expr(d.adbin, d.adrelid) = "
+    "format('nextval(%L::regclass)', s.name::regclass::text))) "
+    "FROM pg_class c WHERE c.oid = to_regclass(:seance_table)"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a table are, on one connection."""
+
+    connection: Connection
+    table: Table
+
+    @property
+    def schema(self) -> str | None:
+        """The schema, after the connection's ``schema_translate_map``."""
+        schemas = self.connection.get_execution_options().get("schema_translate_map")
+        schema: str | None = self.table.schema
+        return (schemas or {}).get(schema, schema)
+
+    @property
+    def name(self) -> str:
+        """The table's name with its schema, quoted for a statement."""
+        prepare = self.connection.dialect.identifier_preparer
+        name: str = prepare.quote(self.table.name)
+        if self.schema is None:
+            return name
+        return f"{prepare.quote_schema(self.schema)}.{name}"
+
+    @property
+    def text(self) -> str:
+        """The same for what is no statement with parameters."""
+        return unescaped(self.connection, self.name)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What PostgreSQL has been told to do there; asks it."""
+        counter: Any = self.table.autoincrement_column
+        names = {
+            "seance_table": self.text,
+            "seance_column": None if counter is None else counter.name,
+        }
+        found = self.connection.execute(_HABITS, names).first()
+        # Who writes into what is not there gets the error of an INSERT.
+        return Habits(True, False, None) if found is None else Habits(*found)
+
+
+def unescaped(connection: Connection, sql: str) -> str:
+    """Undo what some drivers need, that percent signs are doubled."""
+    prepare: Any = connection.dialect.identifier_preparer
+    return sql.replace("%%", "%") if prepare._double_percents else sql
