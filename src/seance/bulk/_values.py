@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.orm.base import PASSIVE_NO_FETCH
+from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
@@ -70,6 +70,8 @@ class Value:
     payload: dict[str, Any] | None = None
     #: The transaction in which all this became so.
     placed_in: SessionTransaction | None = None
+    #: The attributes of its primary key that were left to the database.
+    unkeyed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -128,6 +130,20 @@ class Value:
             for name, value in self.payload.items():
                 setattr(given, name, value)
             self.payload = None
+        else:
+            self._drop_key()
+
+    def _drop_key(self) -> None:
+        """Drop a key that the database made: it may make it for another row now."""
+        state: Any = self.given._sa_instance_state
+        if state.key is not None:
+            return
+        for name in self.unkeyed:
+            state.dict.pop(name, None)
+        # Those that it refers to may get other keys as well.
+        for relationship in state.mapper.relationships:
+            if relationship.direction is MANYTOONE and relationship.key in state.dict:
+                state.committed_state.setdefault(relationship.key, NO_VALUE)
 
 
 def reference_to(instance: Any) -> Proxy:
@@ -555,14 +571,22 @@ def flush(
     values = list(values)
     statuses: dict[Value, Status] = {}
     with session.no_autoflush:
-        related = {
-            kind: bool(relationship_names(inspect(kind)))
-            for kind in {value.entity for value in values}
+        kinds = {kind: inspect(kind) for kind in {value.entity for value in values}}
+        related = {kind: bool(relationship_names(kinds[kind])) for kind in kinds}
+        keys = {
+            kind: [mapper.get_property_by_column(c).key for c in mapper.primary_key]
+            for kind, mapper in kinds.items()
         }
         for value in values:
             instance = value.made()
             if related[value.entity]:
                 _replace_proxies(instance)
+            state = instance._sa_instance_state
+            if state.key is None:
+                held = state.dict
+                value.unkeyed = tuple(
+                    [name for name in keys[value.entity] if held.get(name) is None]
+                )
         if on_conflict != "raise":
             allowed = None if update_fields is None else set(update_fields)
             new = [v for v in values if not v.is_row]

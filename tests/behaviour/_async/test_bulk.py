@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text
+from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from seance import (
@@ -281,6 +282,32 @@ class TestFlush:
 
         assert 2 == report.created
         assert [("made in python", 1)] == [tuple(row) for row in rows]
+
+
+class TestAgain:
+    @pytest.mark.parametrize("on_conflict", ["raise", "update"])
+    async def test_keys_of_the_database(
+        self, session: AsyncSession, on_conflict: Any
+    ) -> None:
+        """A key that was undone belongs to whoever gets it next."""
+        country = Country(code="aa", name="ours")
+        async with session.bulk() as bulk:
+            bulk.add(Region(country=country, zone=1))
+            bulk.add(country)
+            await bulk.flush()
+            await bulk.rollback()
+            await session.execute(
+                insert(Country.__table__).values(code="zz", name="theirs")
+            )
+            await session.commit()
+            await bulk.commit(on_conflict=on_conflict)
+
+        found = await session.execute(
+            select(Country.code, Country.name, Region.zone)
+            .outerjoin(Region)
+            .order_by(Country.code)
+        )
+        assert [("aa", "ours", 1), ("zz", "theirs", None)] == list(map(tuple, found))
 
 
 class TestCircles:
