@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -551,11 +552,13 @@ def _empty(db: Database) -> None:
                 connection.exec_driver_sql("ALTER SEQUENCE numbered_numbers RESTART")
 
 
-def by_bulk(session: Session, instances: list[Any]) -> None:
+def by_bulk(
+    session: Session, instances: list[Any], batch_size: int | None = None
+) -> None:
     with session.bulk() as bulk:
         for instance in instances:
             bulk.add(instance)
-        bulk.flush()
+        bulk.flush(batch_size=batch_size)
 
 
 def by_unit_of_work(session: Session, instances: list[Any]) -> None:
@@ -617,6 +620,13 @@ def described(instance: Any) -> Any:
             if name[0] != "_"
         },
     )
+
+
+@pytest.mark.parametrize("name", ["parents in the same bulk", "a tree, leaves first"])
+def test_in_batches(on_database: Callable[[Work], Any], name: str) -> None:
+    ours = on_database(written(partial(by_bulk, batch_size=1), CASES[name]))
+    theirs = on_database(written(by_unit_of_work, CASES[name]))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("name", CASES)

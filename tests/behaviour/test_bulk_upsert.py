@@ -158,6 +158,7 @@ def test_rows_and_report(db: Database, kind: Any, data: st.DataObject) -> None:
     update = data.draw(st.booleans())
     fields = data.draw(st.sampled_from(FIELDS)) if update else None
     known = data.draw(st.booleans())
+    size = data.draw(st.sampled_from([None, 1, 2]))
 
     seeded(db, kind, before)
     with db.session_manager(auto_commit=True, expire=False) as session:
@@ -167,7 +168,9 @@ def test_rows_and_report(db: Database, kind: Any, data: st.DataObject) -> None:
             for instance in instances:
                 bulk.add(instance)
             report = bulk.commit(
-                on_conflict="update" if update else "skip", update_fields=fields
+                on_conflict="update" if update else "skip",
+                update_fields=fields,
+                batch_size=size,
             )
         statuses = report.statuses
         assert not session.new

@@ -103,6 +103,7 @@ class SessionBulk(Bulk):
         *,
         on_conflict: OnConflict = "raise",
         update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """
@@ -112,6 +113,7 @@ class SessionBulk(Bulk):
             on_conflict: What to do where a row has the value's identifier.
             update_fields: The attributes an update may change; all set ones if
                 not given.
+            batch_size: Values that go out at once (100 000).
             on_duplicate: What to do with two values for one identifier.
 
         Raises:
@@ -119,7 +121,12 @@ class SessionBulk(Bulk):
             ResolutionError: Two values have one identifier.
         """
         return self._do(
-            self.session, self._flush, on_conflict, update_fields, on_duplicate
+            self.session,
+            self._flush,
+            on_conflict,
+            update_fields,
+            on_duplicate,
+            batch_size,
         )
 
     def commit(
@@ -127,13 +134,19 @@ class SessionBulk(Bulk):
         *,
         on_conflict: OnConflict = "raise",
         update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """
         :meth:`flush`, then commit the session; on an error, :meth:`rollback`.
         """
         return self._do(
-            self.session, self._commit, on_conflict, update_fields, on_duplicate
+            self.session,
+            self._commit,
+            on_conflict,
+            update_fields,
+            on_duplicate,
+            batch_size,
         )
 
     def rollback(self) -> None:
@@ -254,11 +267,12 @@ class AsyncSessionBulk(Bulk):
         *,
         on_conflict: OnConflict = "raise",
         update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """Async :meth:`SessionBulk.flush`."""
         return await self.session.run_sync(
-            self._do, self._flush, on_conflict, update_fields, on_duplicate
+            self._do, self._flush, on_conflict, update_fields, on_duplicate, batch_size
         )
 
     async def commit(
@@ -266,11 +280,12 @@ class AsyncSessionBulk(Bulk):
         *,
         on_conflict: OnConflict = "raise",
         update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """Async :meth:`SessionBulk.commit`."""
         return await self.session.run_sync(
-            self._do, self._commit, on_conflict, update_fields, on_duplicate
+            self._do, self._commit, on_conflict, update_fields, on_duplicate, batch_size
         )
 
     async def rollback(self) -> None:

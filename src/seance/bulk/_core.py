@@ -301,6 +301,7 @@ class Bulk:
     ) -> Resolution:
         _check(scope, "scope", ("all", "references", "values"))
         _check(strategy, "strategy", ("bind", "hydrate"))
+        _check_size(batch_size)
         self._forget_undone(session)
         references: list[Proxy] = []
         if scope != "values":
@@ -448,9 +449,11 @@ class Bulk:
         on_conflict: OnConflict,
         update_fields: Iterable[str] | None,
         on_duplicate: OnDuplicate,
+        batch_size: int | None,
     ) -> BulkReport:
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        _check_size(batch_size)
         self._begin_writing(session, "flush")
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
@@ -463,6 +466,7 @@ class Bulk:
                     on_conflict=on_conflict,
                     update_fields=update_fields,
                     on_duplicate=on_duplicate,
+                    size=batch_size or _values.BATCH,
                 )
         except Circular as error:
             failures = self._circular(error.instances)
@@ -503,12 +507,16 @@ class Bulk:
         on_conflict: OnConflict,
         update_fields: Iterable[str] | None,
         on_duplicate: OnDuplicate,
+        batch_size: int | None,
     ) -> BulkReport:
         # Before anything that would have to be undone.
         _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        _check_size(batch_size)
         try:
-            report = self._flush(session, on_conflict, update_fields, on_duplicate)
+            report = self._flush(
+                session, on_conflict, update_fields, on_duplicate, batch_size
+            )
             session.commit()
         except BaseException:
             self._rollback(session)
@@ -552,6 +560,11 @@ def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
     if given not in allowed:
         options = ", ".join(map(repr, allowed))
         raise SessionError(f"{name} is one of {options}, not {given!r}")
+
+
+def _check_size(batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise SessionError(f"batch_size is at least 1, not {batch_size}")
 
 
 @lru_cache(256)

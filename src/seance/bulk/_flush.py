@@ -19,13 +19,15 @@ from sqlalchemy.schema import sort_tables_and_constraints
 from ._insert import Insertion, State, insertion, members
 
 
-def write_new(session: Session, instances: Iterable[Any]) -> None:
+def write_new(session: Session, instances: Iterable[Any], size: int) -> None:
     """
     INSERT the rows of new instances, and of those that are new in the session.
 
+    At most *size* at once.
+
     Their session's transaction ends as it does when a flush fails.
     """
-    writing = _Writing(session)
+    writing = _Writing(session, size)
     writing.take(session._new)
     writing.take(instance._sa_instance_state for instance in instances)
     transaction = session._autobegin_t()._begin()
@@ -40,8 +42,9 @@ def write_new(session: Session, instances: Iterable[Any]) -> None:
 class _Writing:
     """New instances on their way into their tables."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, size: int) -> None:
         self.session = session
+        self.size = size
         #: In the order they came, by class.
         self.classes: dict[Mapper[Any], list[State]] = {}
         self.states: dict[State, None] = {}
@@ -101,7 +104,8 @@ class _Writing:
         if not writer.stands_alone:
             fitting = [state for state in states if writer.fits(state, self.states)]
         for some in _levels(writer, fitting):
-            writer.write(some)
+            for start in range(0, len(some), self.size):
+                writer.write(some[start : start + self.size])
         return [state for state in states if state.key is None]
 
 

@@ -30,12 +30,14 @@ def merge(
     instances: Iterable[Any],
     on_conflict: Literal["update", "skip"],
     allowed: set[str] | None,
+    size: int,
 ) -> dict[State, Merged]:
     """
     Write new instances by key, those that can be; say what became of each.
 
     Args:
         allowed: The attributes that an update may change; ``None``: all that are set.
+        size: How many are written at once, where it is known that their keys differ.
     """
     classes: dict[Mapper[Any], list[State]] = {}
     for instance in instances:
@@ -50,7 +52,7 @@ def merge(
             key = _key(writer, names)
             if key:
                 merging = _Merging(writer, names, key, on_conflict, allowed)
-                merged |= merging.write(alike)
+                merged |= merging.write(alike, size)
     return merged
 
 
@@ -143,7 +145,7 @@ class _Merging:
             fetched=[columns[place] for place in self.identity],
         )
 
-    def write(self, states: Sequence[State]) -> dict[State, Merged]:
+    def write(self, states: Sequence[State], size: int) -> dict[State, Merged]:
         """Write rows; none of them where that cannot be done here."""
         if self.stage is None:
             return {}
@@ -152,7 +154,7 @@ class _Merging:
         wrong = self.writer.odd(columns) | self._defaulted(columns)
         if wrong:
             rest = [state for n, state in enumerate(states) if n not in wrong]
-            return self.write(rest) if rest else {}
+            return self.write(rest, size) if rest else {}
         for place in self.made:
             maker: Any = self.writer.attributes[place].maker
             columns[place] = [maker() for _ in states]
@@ -166,9 +168,13 @@ class _Merging:
         order = in_key_order(range(len(states)), [columns[n] for n in self.key])
         sent = [columns[place] for place in [*self.given, *self.made]]
         rows = self.stage.rows([[values[n] for n in order] for values in sent])
-        outcomes = self.stage.write_each(rows, distinct=exact)
-        if outcomes is None:
-            return {}
+        outcomes: list[Outcome] = []
+        step = size if exact else len(rows)
+        for start in range(0, len(rows), step):
+            some = self.stage.write_each(rows[start : start + step], distinct=exact)
+            if some is None:
+                return {}
+            outcomes += some
         merged: list[Any] = [None] * len(states)
         for n, outcome in zip(order, outcomes, strict=True):
             merged[n] = outcome

@@ -556,6 +556,8 @@ def _equal(session: Session, prop: Any, one: Any, other: Any) -> bool:
 
 
 _UNSET = object()
+#: Values that are written at once.
+BATCH = 100_000
 
 
 def flush(
@@ -565,8 +567,9 @@ def flush(
     on_conflict: OnConflict,
     update_fields: Iterable[str] | None,
     on_duplicate: OnDuplicate,
+    size: int = BATCH,
 ) -> BulkReport:
-    """Write values through the unit of work; see ``SessionBulk.flush``."""
+    """Write values; see ``SessionBulk.flush``."""
     # Others may add meanwhile.
     values = list(values)
     statuses: dict[Value, Status] = {}
@@ -590,7 +593,8 @@ def flush(
         if on_conflict != "raise":
             allowed = None if update_fields is None else set(update_fields)
             new = [v for v in values if not v.is_row]
-            merged = merge(session, [v.instance for v in new], on_conflict, allowed)
+            instances = [value.instance for value in new]
+            merged = merge(session, instances, on_conflict, allowed, size)
             for value in new:
                 outcome = merged.get(value.instance._sa_instance_state)
                 if outcome is not None:
@@ -627,7 +631,8 @@ def flush(
             else:
                 statuses[value] = "created"
         created = [v.instance for v in values if statuses[v] == "created"]
-        write_new(session, [i for i in created if i._sa_instance_state.key is None])
+        new_ones = [i for i in created if i._sa_instance_state.key is None]
+        write_new(session, new_ones, size)
         session.flush()
     written_in = innermost(session)
     for value in values:

@@ -566,6 +566,8 @@ class TestOwnersWork:
             bulk.add(Tag(name="b"))
             with pytest.raises(SessionError, match="on_conflict"):
                 await bulk.commit(on_conflict="typo")  # type: ignore[arg-type]  # on purpose
+            with pytest.raises(SessionError, match="batch_size is at least 1, not 0"):
+                await bulk.commit(batch_size=0)
 
         assert 1 == len((await session.scalars(select(Tag))).all())
 

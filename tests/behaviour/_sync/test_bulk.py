@@ -551,6 +551,8 @@ class TestOwnersWork:
             bulk.add(Tag(name="b"))
             with pytest.raises(SessionError, match="on_conflict"):
                 bulk.commit(on_conflict="typo")  # type: ignore[arg-type]  # on purpose
+            with pytest.raises(SessionError, match="batch_size is at least 1, not 0"):
+                bulk.commit(batch_size=0)
 
         assert 1 == len((session.scalars(select(Tag))).all())
 
