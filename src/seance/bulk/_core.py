@@ -428,10 +428,12 @@ class Bulk:
         _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
         self._begin_writing(session, "flush")
         self._connect(session, lambda instance: True)
-        if self._began_inside and self._savepoint is None:
+        begins = self._began_inside and self._savepoint is None
+        if begins or session._deleted or session.identity_map._modified:
+            _values.flush_others(session, self._values)
+        if begins:
             ensure_transaction(session.connection())
-            with _values.set_aside(self._values):
-                self._savepoint = session.begin_nested()
+            self._savepoint = _values.begin_savepoint(session)
         try:
             with paused():
                 return _values.flush(
