@@ -478,6 +478,48 @@ CASES: dict[str, Build] = {
     "dataclasses": lambda session: [Data(name="a"), Data(name="b", amount=1)],
 }
 
+
+def _a_key_given_away(session: Session) -> list[Any]:
+    seed = session.scalars(select(Parent)).one()
+    seed.code = "renamed"
+    return [parent("seed")]
+
+
+def _a_key_given_away_by_a_parent(session: Session) -> list[Any]:
+    seed = session.scalars(select(Parent)).one()
+    seed.code = "renamed"
+    return [parent("seed"), Child(parent=seed, name="a")]
+
+
+def _another_in_its_place(session: Session) -> list[Any]:
+    seed = session.scalars(select(Parent)).one()
+    session.delete(seed)
+    return [parent("other", id=seed.id)]
+
+
+def _a_parent_with_another_key(session: Session) -> list[Any]:
+    seed = session.scalars(select(Parent)).one()
+    seed.id = 70
+    return [Child(parent=seed, name="a")]
+
+
+def _an_orphan_replaced(session: Session) -> list[Any]:
+    seed = session.scalars(select(Parent)).one()
+    first = Child(id=7, parent=seed, name="a")
+    session.add(first)
+    session.flush()
+    seed.children.remove(first)
+    return [Child(id=7, parent=seed, name="b")]
+
+
+CHANGED: dict[str, Build] = {
+    "a key given away": _a_key_given_away,
+    "a key given away by a parent": _a_key_given_away_by_a_parent,
+    "another in the place of one deleted": _another_in_its_place,
+    "a parent with another key": _a_parent_with_another_key,
+    "an orphan replaced": _an_orphan_replaced,
+}
+
 REFUSED: dict[str, Build] = {
     "a key that only the database may give": lambda session: [
         Identified(id=70, code="a"),
@@ -635,6 +677,39 @@ def test_the_same_rows_and_instances(
 ) -> None:
     ours = on_database(written(by_bulk, CASES[name]))
     theirs = on_database(written(by_unit_of_work, CASES[name]))
+    assert ours == theirs
+
+
+def changed(build: Build, *, by_bulk: bool, inside: bool) -> Work:
+    """Give what changes rows, and then writes others; it says what there is then."""
+
+    def work(session: Session) -> Any:
+        session.add(Parent(code="seed", id=5))
+        session.commit()
+        if inside:
+            session.execute(select(Parent)).all()
+        with session.bulk() as bulk:
+            instances = build(session)
+            if not by_bulk:
+                session.add_all(instances)
+                session.flush()
+            for instance in instances if by_bulk else ():
+                bulk.add(instance)
+            if by_bulk:
+                bulk.flush()
+        return rows_of(session), *map(described, instances)
+
+    return work
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", CHANGED)
+def test_after_changes(
+    on_database: Callable[[Work], Any], name: str, inside: bool
+) -> None:
+    """What a session has changed or deleted before is written before."""
+    ours = on_database(changed(CHANGED[name], by_bulk=True, inside=inside))
+    theirs = on_database(changed(CHANGED[name], by_bulk=False, inside=inside))
     assert ours == theirs
 
 

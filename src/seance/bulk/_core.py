@@ -458,6 +458,8 @@ class Bulk:
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
         self._mark_beginning(session)
+        if session._deleted or session.identity_map._modified:
+            _values.flush_others(session, self._values)
         try:
             with paused():
                 return _values.flush(
@@ -475,9 +477,9 @@ class Bulk:
     def _mark_beginning(self, session: Session) -> None:
         """Begin a savepoint after the work that was there before this bulk."""
         if self._began_inside and self._savepoint is None:
+            _values.flush_others(session, self._values)
             ensure_transaction(session.connection())
-            with _values.set_aside(self._values):
-                self._savepoint = session.begin_nested()
+            self._savepoint = _values.begin_savepoint(session)
 
     def _forget_undone(self, session: Session) -> None:
         """Forget what became of values in transactions that were rolled back."""

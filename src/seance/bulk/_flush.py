@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.exc import CircularDependencyError
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.schema import sort_tables_and_constraints
 
+from ..keys import identifiers
 from ._insert import Insertion, State, insertion, members
 
 
@@ -49,6 +51,7 @@ class _Writing:
         self.classes: dict[Mapper[Any], list[State]] = {}
         self.states: dict[State, None] = {}
         self._cascades: dict[Mapper[Any], list[Any]] = {}
+        self._names: dict[Mapper[Any], set[str]] = {}
 
     def take(self, given: Iterable[State]) -> None:
         """Take in new instances, and those that a flush would write with them."""
@@ -83,7 +86,9 @@ class _Writing:
         """Write everything."""
         for mapper in _in_order(self.classes):
             states = [state for state in self.classes[mapper] if state.key is None]
-            writer = insertion(self.session, mapper) if states else None
+            writer = None
+            if states and not self._waits_for_rows(mapper):
+                writer = insertion(self.session, mapper)
             left = states if writer is None else self._around(writer, states)
             if left:
                 if self.session.identity_map._modified:
@@ -98,6 +103,45 @@ class _Writing:
                         raise
                     raise Circular(circle) from error
 
+    def _waits_for_rows(self, mapper: Mapper[Any]) -> bool:
+        """Whether rows that change or go have to be written before new ones."""
+        near = {mapper.base_mapper}
+        near |= {
+            relationship.mapper.base_mapper
+            for relationship in mapper.relationships
+            if relationship.direction is MANYTOONE
+        }
+        session = self.session
+        return any(s.mapper.base_mapper in near for s in session._deleted) or any(
+            (
+                state.mapper.base_mapper in near
+                and not self._naming(state.mapper).isdisjoint(state.committed_state)
+            )
+            or _lets_go(state, mapper)
+            for state in session.identity_map._modified
+        )
+
+    def _naming(self, mapper: Mapper[Any]) -> set[str]:
+        """Give the attributes that rows are known by, relationships among them."""
+        found = self._names.get(mapper)
+        if found is None:
+            known = identifiers(mapper)
+            columns = {
+                of
+                for names in known.names
+                for name in names
+                for of in known.part(name).columns
+            }
+            found = self._names[mapper] = {
+                mapper.get_property_by_column(of).key for of in columns
+            } | {
+                relationship.key
+                for relationship in mapper.relationships
+                if relationship.direction is MANYTOONE
+                and not columns.isdisjoint(relationship.local_columns)
+            }
+        return found
+
     def _around(self, writer: Insertion, states: Sequence[State]) -> list[State]:
         """Write what can be around the unit of work; give what is left for it."""
         fitting = states
@@ -107,6 +151,17 @@ class _Writing:
             for start in range(0, len(some), self.size):
                 writer.write(some[start : start + self.size])
         return [state for state in states if state.key is None]
+
+
+def _lets_go(state: State, mapper: Mapper[Any]) -> bool:
+    """Whether objects of a class have left a collection that deletes them then."""
+    return any(
+        relationship.cascade.delete_orphan
+        and relationship.mapper.base_mapper is mapper.base_mapper
+        and relationship.key in state.committed_state
+        and state.get_history(relationship.key, PASSIVE_NO_INITIALIZE).deleted
+        for relationship in state.mapper.relationships
+    )
 
 
 class Circular(Exception):  # told on as a failure of each of them

@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_FETCH
+from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_FETCH, PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
@@ -412,8 +412,80 @@ def discard(session: Session, instance: Any) -> None:
             connect(instance, relationship, [] if relationship.uselist else None)
 
 
+def flush_others(session: Session, values: Collection[Value]) -> None:
+    """
+    Flush what is pending in a session and has nothing to do with the *values*.
+
+    It may give away what they take, a key for example, and is not undone with them.
+    """
+    own = {
+        value.instance._sa_instance_state
+        for value in values
+        if value.instance is not None
+    }
+    changed: Any = session.identity_map._modified
+    pending = [s for s in [*session._new, *session._deleted, *changed] if s not in own]
+    moved = {state: _moved(state) for state in pending}
+    reached = own
+    while reached:
+        reached = {state for state in moved if not reached.isdisjoint(moved[state])}
+        for state in reached:
+            del moved[state]
+    if not moved:
+        return
+    with set_aside(session, values), _hidden(session, moved):
+        session.flush()
+
+
 @contextmanager
-def set_aside(values: Iterable[Value]) -> Iterator[None]:
+def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
+    """Let a session forget for a while that other objects than *shown* are pending."""
+    modified = session.identity_map._modified
+    others = {state for state in modified if state not in shown}
+    new = {s: obj for s, obj in session._new.items() if s not in shown}
+    deleted = {s: obj for s, obj in session._deleted.items() if s not in shown}
+    modified -= others
+    for state in new:
+        del session._new[state]
+    for state in deleted:
+        del session._deleted[state]
+    try:
+        yield
+    finally:
+        if session.is_active:
+            modified |= {state for state in others if state.modified}
+            session._new.update(new)
+            session._deleted.update(deleted)
+        else:
+            # As the rollback leaves those that it knows of.
+            session._expunge_states(new, to_transient=True)
+
+
+def _moved(state: Any) -> set[Any]:
+    """Give what an object has come to refer to, or does so no longer."""
+    found: list[Any] = []
+    for relationship in state.mapper.relationships:
+        name = relationship.key
+        waiting = state._pending_mutations.get(name)
+        if waiting is not None:
+            found += [*waiting.added_items, *waiting.deleted_items]
+        elif name in state.committed_state:
+            history = state.get_history(name, PASSIVE_NO_INITIALIZE)
+            found += [*history.added, *history.deleted]
+    return {each._sa_instance_state for each in found if each is not None}
+
+
+def begin_savepoint(session: Session) -> SessionTransaction:
+    """Begin a savepoint; what is pending is flushed inside of it."""
+    session._flushing = True
+    try:
+        return session.begin_nested()
+    finally:
+        session._flushing = False
+
+
+@contextmanager
+def set_aside(session: Session, values: Iterable[Value]) -> Iterator[None]:
     """
     Take new values out of the collections of other instances for a while.
 
@@ -432,9 +504,15 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
                 connect(instance, relationship, [] if relationship.uselist else None)
-    yield
-    for instance, relationship, given in aside:
-        connect(instance, relationship, given)
+    try:
+        yield
+    finally:
+        for instance, relationship, given in aside:
+            connect(instance, relationship, given)
+        if not session.is_active:
+            # What a rollback has undone is not changed again.
+            for state in list(session.identity_map._modified):
+                state._expire(state.dict, session.identity_map._modified)
 
 
 def _replace_proxies(instance: Any) -> None:

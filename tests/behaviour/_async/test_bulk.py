@@ -380,6 +380,51 @@ class TestUndo:
         assert 1 == await count(session, Country)
         assert 0 == await count(session, Author)
 
+    async def test_found_values_inside_of_a_transaction(
+        self, session: AsyncSession
+    ) -> None:
+        """What ``resolve`` found is updated by the bulk, and undone with it alone."""
+        session.add_all([Author(code="a", name="old"), Author(code="b", name="old")])
+        await session.commit()
+        [mine] = await session.scalars(select(Author).where(Author.code == "b"))
+        mine.name = "mine"
+        async with session.bulk() as bulk:
+            bulk.add(Author(code="a", name="new"))
+            bulk.add(Author(code="c"))
+            await bulk.resolve(raise_errors=False)
+            report = await bulk.flush()
+            assert ["updated", "created"] == report.statuses
+            await bulk.rollback()
+        assert [("a", "old", None), ("b", "mine", None)] == await authors(session)
+
+    async def test_values_given_away_by_values(self, session: AsyncSession) -> None:
+        """A key that one value gives away is another's in the same bulk."""
+        session.add(Author(code="a", email="x"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(Author(code="a", email="y"))
+            await bulk.resolve()
+            bulk.add(Author(code="b", email="x"))
+            await bulk.commit()
+        assert [("a", None, "y"), ("b", None, "x")] == await authors(session)
+
+    async def test_what_cannot_be_flushed_before(self, session: AsyncSession) -> None:
+        """What refuses to be flushed takes nothing from the values of a bulk."""
+        author = Author(code="a")
+        session.add(author)
+        await session.commit()
+        book = Book(isbn="1", title="t", author=author)
+        async with session.bulk() as bulk:
+            bulk.add(book)
+            session.add(Author(code="a"))
+            await session.connection()
+            with pytest.raises(IntegrityError):
+                await bulk.flush()
+            await session.rollback()
+            assert book.author is author
+            report = await bulk.commit()
+        assert ["created"] == report.statuses
+
     async def test_without_resolving(self, session: AsyncSession) -> None:
         """The instance in a payload is used as it is: nothing is left to resolve."""
         author = Author(code="a")

@@ -371,6 +371,49 @@ class TestUndo:
         assert 1 == count(session, Country)
         assert 0 == count(session, Author)
 
+    def test_found_values_inside_of_a_transaction(self, session: Session) -> None:
+        """What ``resolve`` found is updated by the bulk, and undone with it alone."""
+        session.add_all([Author(code="a", name="old"), Author(code="b", name="old")])
+        session.commit()
+        [mine] = session.scalars(select(Author).where(Author.code == "b"))
+        mine.name = "mine"
+        with session.bulk() as bulk:
+            bulk.add(Author(code="a", name="new"))
+            bulk.add(Author(code="c"))
+            bulk.resolve(raise_errors=False)
+            report = bulk.flush()
+            assert ["updated", "created"] == report.statuses
+            bulk.rollback()
+        assert [("a", "old", None), ("b", "mine", None)] == authors(session)
+
+    def test_values_given_away_by_values(self, session: Session) -> None:
+        """A key that one value gives away is another's in the same bulk."""
+        session.add(Author(code="a", email="x"))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(Author(code="a", email="y"))
+            bulk.resolve()
+            bulk.add(Author(code="b", email="x"))
+            bulk.commit()
+        assert [("a", None, "y"), ("b", None, "x")] == authors(session)
+
+    def test_what_cannot_be_flushed_before(self, session: Session) -> None:
+        """What refuses to be flushed takes nothing from the values of a bulk."""
+        author = Author(code="a")
+        session.add(author)
+        session.commit()
+        book = Book(isbn="1", title="t", author=author)
+        with session.bulk() as bulk:
+            bulk.add(book)
+            session.add(Author(code="a"))
+            session.connection()
+            with pytest.raises(IntegrityError):
+                bulk.flush()
+            session.rollback()
+            assert book.author is author
+            report = bulk.commit()
+        assert ["created"] == report.statuses
+
     def test_without_resolving(self, session: Session) -> None:
         """The instance in a payload is used as it is: nothing is left to resolve."""
         author = Author(code="a")
