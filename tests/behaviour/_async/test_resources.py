@@ -324,13 +324,14 @@ class TestWriting:
             before = await session.scalar(select(func.count()).select_from(Flight))
             tag = Tag(name="a")
             bulk.add(tag)
-            await bulk.resolve()
+            await bulk.resolve(strategy="hydrate")
+            held = flight.airline.code, flight.tags
             report = await bulk.commit()
 
         assert 1 == missing.unresolved
         assert 0 == before
         assert 2 == report.created
-        assert ("AA", {tag}) == (flight.airline.code, flight.tags)
+        assert ("AA", {tag}) == held
 
     async def test_made_outside(self, session: AsyncSession) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""
