@@ -196,7 +196,7 @@ def _fill_subclasses(
         for proxy, row in zip(members, rows, strict=True):
             if row is None:
                 continue
-            state = instance_state(row[-1])
+            state: Any = instance_state(row[-1])
             if state.mapper is not shape_of(proxy).mapper and _lacks(state):
                 groups.setdefault(state.mapper, {})[state.key[1]] = proxy
     for mapper, instances in groups.items():
