@@ -517,7 +517,8 @@ def _is_the_same_row(
     if target is None:
         return all(row.get(key, _UNSET) is None for key in keys)
     held = columns_held(target, columns_of(remote for _, remote in pairs))
-    return held == tuple([row.get(key, _UNSET) for key in keys])
+    # A new one has no key yet, and no row refers to it.
+    return None not in held and held == tuple([row.get(key, _UNSET) for key in keys])
 
 
 def _equal(session: Session, prop: Any, one: Any, other: Any) -> bool:
