@@ -405,13 +405,17 @@ def set_aside(values: Iterable[Value]) -> Iterator[None]:
         for relationship in inspect(value.entity).relationships:
             name = relationship.key
             if held.get(name) and name not in hidden and relationship._reverse_property:
-                given = held[relationship.key]
+                given = held[name]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
-                connect(instance, relationship, [] if relationship.uselist else None)
-    yield
-    for instance, relationship, given in aside:
-        connect(instance, relationship, given)
+    # Not before all is known: taken out of one, it is gone from the other side.
+    for instance, relationship, _ in aside:
+        connect(instance, relationship, [] if relationship.uselist else None)
+    try:
+        yield
+    finally:
+        for instance, relationship, given in aside:
+            connect(instance, relationship, given)
 
 
 def _replace_proxies(instance: Any) -> None:
