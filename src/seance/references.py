@@ -106,7 +106,10 @@ class Proxy:
     def __class__(self) -> type[Any]:
         if self._seance_target is not None:
             return type(self._seance_target)
-        return self._seance_shape.entity
+        shape, row = self._seance_shape, self._seance_row
+        if row is None or shape.mapper.polymorphic_on is None:
+            return shape.entity
+        return identifiers(shape.mapper).mapper_for(row).class_
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -19,7 +19,7 @@ from .errors import LoadError
 from .keys import mapper_of
 from .making import make
 from .placeholders import reference_in
-from .references import Proxy, target_of
+from .references import Key, Proxy, target_of
 from .registration import attempted, exactly
 from .schemas import value_validator
 
@@ -123,6 +123,10 @@ class Spec(BaseModel, Generic[T]):
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Validate as any model; a refused one leaves nothing in the bulk."""
+        for field in cls.model_fields.values():
+            if any(isinstance(item, Key) and item.composed for item in field.metadata):
+                # Or a default would be taken, and nothing be composed.
+                field.validate_default = True
         schema = handler(source)
         # As part of another model a complete one comes as it was made.
         if is_exact(schema):

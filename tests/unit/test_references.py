@@ -188,6 +188,24 @@ class TestAccepted:
         given = Row.model_validate({"origin": "fr", "zone": 3, "region": other})
         assert 9 == given.region.zone
 
+    def test_composed_in_place_of_a_default(self) -> None:
+        """In a ``Spec`` it is composed though the field has a default."""
+
+        class SiteIn(Spec[Site]):
+            country: Ref[Country] | None = None
+            zone: int | None = None
+            region: Annotated[Region | None, Key(country="country", zone="zone")] = None
+
+        class Named(SiteIn):
+            code: str = "a"
+
+        for model in (SiteIn, Named):
+            site = model.model_validate({"country": "fr", "zone": 3})
+            assert {"country": site.country, "zone": 3} == key_of(
+                cast(Proxy, site.region)
+            )
+            assert model().region is None
+
     def test_composed_of_null(self) -> None:
         """A part that is null means no reference, where one is optional."""
 

@@ -162,6 +162,8 @@ def resolve(
                             for proxy, row in zip(batch.proxies, rows, strict=True)
                             if row is not None
                         }
+    if strategy == "hydrate":
+        _fill_subclasses(lookups, answered, size)
     # What is still waiting has a key inside that names no row.
     unfound.extend(
         Unfound(proxy, "missing")
@@ -181,6 +183,37 @@ def resolve(
                     settle(members, rows, session)
 
     return Outcome(record, count, unfound, complete)
+
+
+def _fill_subclasses(
+    lookups: _LookUps, answered: Iterable[tuple[Sequence[Proxy], Rows]], size: int
+) -> None:
+    """Load of instances what only their own class has, class by class."""
+    groups: dict[Mapper[Any], dict[tuple[Any, ...], Proxy]] = {}
+    for members, rows in answered:
+        if not members or len(shape_of(members[0]).mapper.self_and_descendants) == 1:
+            continue
+        for proxy, row in zip(members, rows, strict=True):
+            if row is None:
+                continue
+            state: Any = instance_state(row[-1])
+            if state.mapper is not shape_of(proxy).mapper and _lacks(state):
+                groups.setdefault(state.mapper, {})[state.key[1]] = proxy
+    for mapper, instances in groups.items():
+        names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
+        shape = identifiers(mapper).shape(names)
+        proxies, keys = list(instances.values()), list(instances)
+        for whole in batches(shape, proxies, keys, size=size):
+            for _ in lookups.ask(whole, "hydrate"):
+                pass
+
+
+def _lacks(state: Any) -> bool:
+    """Whether a column of an instance is not loaded that usually is."""
+    return any(
+        not prop.deferred and prop.key not in state.dict
+        for prop in state.mapper.column_attrs
+    )
 
 
 def whole_row(mapper: Mapper[Any]) -> tuple[Any, ...]:

@@ -500,10 +500,12 @@ def set_aside(session: Session, values: Iterable[Value]) -> Iterator[None]:
         for relationship in inspect(value.entity).relationships:
             name = relationship.key
             if held.get(name) and name not in hidden and relationship._reverse_property:
-                given = held[relationship.key]
+                given = held[name]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
-                connect(instance, relationship, [] if relationship.uselist else None)
+    # Not before all is known: taken out of one, it is gone from the other side.
+    for instance, relationship, _ in aside:
+        connect(instance, relationship, [] if relationship.uselist else None)
     try:
         yield
     finally:
@@ -618,7 +620,8 @@ def _is_the_same_row(
     if target is None:
         return all(row.get(key, _UNSET) is None for key in keys)
     held = columns_held(target, columns_of(remote for _, remote in pairs))
-    return held == tuple([row.get(key, _UNSET) for key in keys])
+    # A new one has no key yet, and no row refers to it.
+    return None not in held and held == tuple([row.get(key, _UNSET) for key in keys])
 
 
 def _equal(session: Session, prop: Any, one: Any, other: Any) -> bool:

@@ -425,6 +425,30 @@ class TestUndo:
             report = await bulk.commit()
         assert ["created"] == report.statuses
 
+    @pytest.mark.parametrize("order", [1, -1])
+    async def test_row_refers_to_what_is_new(
+        self, session: AsyncSession, order: int
+    ) -> None:
+        """A row that referred to nothing refers to a new value of the same bulk."""
+        session.add(Node(code="old"))
+        await session.commit()
+        values = [NodeIn.model_validate({"code": "old", "parent": "new"})]
+        values.append(NodeIn(code="new"))
+        async with session.bulk() as bulk:
+            for value in values[::order]:
+                bulk.add(value)
+            await bulk.resolve()
+            report = await bulk.commit()
+        parents = await session.execute(
+            text(
+                "SELECT n.code, p.code FROM node n LEFT JOIN node p "
+                "ON n.parent_id = p.id ORDER BY n.code"
+            )
+        )
+
+        assert ["updated", "created"][::order] == report.statuses
+        assert [("new", None), ("old", "new")] == [tuple(each) for each in parents]
+
     async def test_without_resolving(self, session: AsyncSession) -> None:
         """The instance in a payload is used as it is: nothing is left to resolve."""
         author = Author(code="a")

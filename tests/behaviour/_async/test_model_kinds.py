@@ -927,7 +927,8 @@ class TestPlainModels:
             with count_statements(db.manager.async_engines["default"]) as statements:
                 await bulk.resolve(strategy=strategy)
 
-        assert 5 == statements.count
+        # What only a machine has is loaded by a statement of its own.
+        assert (6 if strategy == "hydrate" else 5) == statements.count
         assert payload.planet is not None
         assert [Owner, Planet, Machine, Land] == [
             type(inspect(each).object)

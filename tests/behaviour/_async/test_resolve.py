@@ -35,6 +35,7 @@ from tests.fixtures.models import (
     Lorry,
     Nickname,
     Node,
+    Party,
     Person,
     Region,
     Sample,
@@ -371,6 +372,39 @@ class TestMatching:
 
         assert [Car, Lorry, Vehicle] == [type(vehicle) for vehicle in bound]
         assert [Car, Lorry, Vehicle] == [vehicle.__class__ for vehicle in found]
+
+    async def test_class_is_known_when_bound(self, session: AsyncSession) -> None:
+        """``isinstance`` says of which class the row is before it is looked at."""
+        session.add_all([Car(plate="c"), Lorry(plate="l")])
+        await session.commit()
+        async with session.bulk() as bulk:
+            [car] = references(Ref[Vehicle], [{"plate": "c"}])
+            before = isinstance(car, Car)
+            await bulk.resolve()
+            after = isinstance(car, Car), isinstance(car, Lorry)
+
+        assert not before
+        assert (True, False) == after
+
+    async def test_hydrates_subclasses(
+        self, db: Database, session: AsyncSession
+    ) -> None:
+        """All of a row is loaded, one statement more for each class, by any table."""
+        session.add_all(
+            [Car(plate="c", doors=4), Lorry(plate="l", tons=7), Car(plate="d", doors=2)]
+        )
+        session.add_all([Person(code="p", born=1900), Party(code="q")])
+        await session.commit()
+        session.expunge_all()
+        async with session.bulk() as bulk:
+            vehicles = references(Ref[Vehicle], [{"plate": p} for p in "cld"])
+            parties = references(Ref[Party], [{"code": code} for code in "pq"])
+            with count_statements(db.manager.async_engines["default"]) as statements:
+                await bulk.resolve(strategy="hydrate")
+
+        assert [4, 2] == [vehicles[0].doors, vehicles[2].doors]
+        assert (7, 1900) == (vehicles[1].tons, parties[0].born)
+        assert 2 + 3 == statements.count
 
     async def test_subclass_of_a_table(self, session: AsyncSession) -> None:
         """A reference to a subclass does not find a row of another one."""

@@ -312,6 +312,26 @@ class TestWriting:
 
         assert 2 == report.created
 
+    async def test_new_values_on_both_sides_of_a_collection(
+        self, session: AsyncSession
+    ) -> None:
+        """Nothing is lost of it in a session that is in a transaction already."""
+        await airlines(session, "AA")
+        session.add(Tag(name="old"))
+        await session.commit()
+        await session.scalar(select(func.count()).select_from(Tag))
+        async with session.bulk() as bulk:
+            new = Tag(name="new")
+            bulk.add(new)
+            given = {"number": 1, "airline": "AA", "tags": ["new", "old"]}
+            Flight.resource_validate(given)
+            await bulk.resolve()
+            await bulk.commit()
+
+        assert [("new",), ("old",)] == sorted(
+            await written(session, "name", "tag JOIN flight_tag ON tag_id = tag.id")
+        )
+
     async def test_with_placeholders(self, session: AsyncSession) -> None:
         """A value's references may be asked for as instances of their classes."""
         await airlines(session, "AA")
@@ -324,13 +344,14 @@ class TestWriting:
             before = await session.scalar(select(func.count()).select_from(Flight))
             tag = Tag(name="a")
             bulk.add(tag)
-            await bulk.resolve()
+            await bulk.resolve(strategy="hydrate")
+            held = flight.airline.code, flight.tags
             report = await bulk.commit()
 
         assert 1 == missing.unresolved
         assert 0 == before
         assert 2 == report.created
-        assert ("AA", {tag}) == (flight.airline.code, flight.tags)
+        assert ("AA", {tag}) == held
 
     async def test_made_outside(self, session: AsyncSession) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""

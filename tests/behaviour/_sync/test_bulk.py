@@ -414,6 +414,28 @@ class TestUndo:
             report = bulk.commit()
         assert ["created"] == report.statuses
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_row_refers_to_what_is_new(self, session: Session, order: int) -> None:
+        """A row that referred to nothing refers to a new value of the same bulk."""
+        session.add(Node(code="old"))
+        session.commit()
+        values = [NodeIn.model_validate({"code": "old", "parent": "new"})]
+        values.append(NodeIn(code="new"))
+        with session.bulk() as bulk:
+            for value in values[::order]:
+                bulk.add(value)
+            bulk.resolve()
+            report = bulk.commit()
+        parents = session.execute(
+            text(
+                "SELECT n.code, p.code FROM node n LEFT JOIN node p "
+                "ON n.parent_id = p.id ORDER BY n.code"
+            )
+        )
+
+        assert ["updated", "created"][::order] == report.statuses
+        assert [("new", None), ("old", "new")] == [tuple(each) for each in parents]
+
     def test_without_resolving(self, session: Session) -> None:
         """The instance in a payload is used as it is: nothing is left to resolve."""
         author = Author(code="a")

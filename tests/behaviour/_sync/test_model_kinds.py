@@ -888,7 +888,8 @@ class TestPlainModels:
             with count_statements(db.manager.engines["default"]) as statements:
                 bulk.resolve(strategy=strategy)
 
-        assert 5 == statements.count
+        # What only a machine has is loaded by a statement of its own.
+        assert (6 if strategy == "hydrate" else 5) == statements.count
         assert payload.planet is not None
         assert [Owner, Planet, Machine, Land] == [
             type(inspect(each).object)

@@ -311,6 +311,24 @@ class TestWriting:
 
         assert 2 == report.created
 
+    def test_new_values_on_both_sides_of_a_collection(self, session: Session) -> None:
+        """Nothing is lost of it in a session that is in a transaction already."""
+        airlines(session, "AA")
+        session.add(Tag(name="old"))
+        session.commit()
+        session.scalar(select(func.count()).select_from(Tag))
+        with session.bulk() as bulk:
+            new = Tag(name="new")
+            bulk.add(new)
+            given = {"number": 1, "airline": "AA", "tags": ["new", "old"]}
+            Flight.resource_validate(given)
+            bulk.resolve()
+            bulk.commit()
+
+        assert [("new",), ("old",)] == sorted(
+            written(session, "name", "tag JOIN flight_tag ON tag_id = tag.id")
+        )
+
     def test_with_placeholders(self, session: Session) -> None:
         """A value's references may be asked for as instances of their classes."""
         airlines(session, "AA")
@@ -323,13 +341,14 @@ class TestWriting:
             before = session.scalar(select(func.count()).select_from(Flight))
             tag = Tag(name="a")
             bulk.add(tag)
-            bulk.resolve()
+            bulk.resolve(strategy="hydrate")
+            held = flight.airline.code, flight.tags
             report = bulk.commit()
 
         assert 1 == missing.unresolved
         assert 0 == before
         assert 2 == report.created
-        assert ("AA", {tag}) == (flight.airline.code, flight.tags)
+        assert ("AA", {tag}) == held
 
     def test_made_outside(self, session: Session) -> None:
         """Validated before there is a bulk, a payload is added with all it holds."""
