@@ -183,7 +183,7 @@ class Copy(Processed):
             copy(self.connection, self.target.table.schema, self.target.table.name,
                  self.into, self.names, rows)  # fmt: skip
             return Written(created=len(rows))
-        self._take_turn()
+        take_turn(self.connection, self.table)
         self.stage(rows)
         try:
             with self.connection.begin_nested():
@@ -197,18 +197,6 @@ class Copy(Processed):
         if self.target.on_conflict == "skip":
             return Written(created=created, skipped=left)
         return Written(created=created, updated=updated, unchanged=left)
-
-    def _take_turn(self) -> None:
-        """
-        Wait until nobody else writes batches into the table, until the transaction ends.
-
-        Another one may hold what this one writes next, and want what it has written.
-        """
-        name = self.table.replace("'", "''")
-        self.connection.exec_driver_sql(
-            "SELECT pg_advisory_xact_lock(hashtext('seance'), "
-            f"'{name}'::regclass::oid::integer)"
-        )
 
     def stage(self, rows: Sequence[Row]) -> None:
         """Put *rows* into the temporary table, numbered from 0."""
@@ -238,6 +226,19 @@ class Copy(Processed):
             created += more[0]
             updated += more[1]
         return created, updated
+
+
+def take_turn(connection: Connection, table: str) -> None:
+    """
+    Wait until nobody else writes batches into *table*, until the transaction ends.
+
+    Another one may hold what this one writes next, and want what it has written.
+    """
+    name = table.replace("'", "''")
+    connection.exec_driver_sql(
+        "SELECT pg_advisory_xact_lock(hashtext('seance'), "
+        f"'{name}'::regclass::oid::integer)"
+    )
 
 
 def comparable(column: Column[Any], dialect: Dialect) -> str:
