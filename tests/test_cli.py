@@ -633,6 +633,27 @@ class TestMistakes:
         assert 2 == done.code
         assert CITIES == source.read_text()
 
+    def test_standard_input_is_rejects(self, sqlite_url: str, tmp_path: Path) -> None:
+        """Neither can one that the shell has opened."""
+        create(sqlite_url)
+        source = file(tmp_path / "cities.csv", CITIES)
+        into = ["--into", f"{SHOP}:CityIn", "--url", sqlite_url]
+
+        with source.open() as stdin:
+            done = execute(
+                "-m",
+                "seance",
+                "load",
+                "-",
+                *into,
+                "--rejects",
+                str(source),
+                stdin=stdin,
+            )
+
+        assert 2 == done.code
+        assert CITIES == source.read_text()
+
     def test_extra(self) -> None:
         """Without typer there is one line that says what to install."""
         code = "import sys; sys.modules['typer'] = None; import seance.cli as c; "

@@ -132,6 +132,44 @@ async def test_closed(session: AsyncSession, options: dict[str, Any]) -> None:
         await anext(source)
 
 
+class Unwilling:
+    """Gives rows, and an error when it is closed."""
+
+    def __init__(self) -> None:
+        self.codes = iter("abcd")
+
+    def __aiter__(self) -> Unwilling:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        for code in self.codes:
+            return {"code": code}
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        raise ValueError("closing")
+
+
+async def test_error_of_closing(session: AsyncSession) -> None:
+    """It hides neither what became of the rows nor why the load has failed."""
+
+    def progress(report: LoadReport) -> None:
+        raise KeyError("progress")
+
+    async with session.bulk() as bulk:
+        with pytest.raises(KeyError, match="progress") as failed:
+            await bulk.load(Unwilling(), OwnerIn, progress=progress)
+        with pytest.raises(ValueError, match="closing") as caught:
+            await bulk.load(Unwilling(), OwnerIn)
+
+    reports: list[LoadReport] = [e.value.report for e in (failed, caught)]  # type: ignore[attr-defined]
+    assert [(0, False), (4, True)] == [(r.created, r.committed) for r in reports]
+    assert ["load: the source could not be closed: ValueError('closing')"] == (
+        failed.value.__notes__
+    )
+    assert 4 == await count(session)
+
+
 async def test_no_mapping(session: AsyncSession) -> None:
     """What is no mapping is named by its number."""
 

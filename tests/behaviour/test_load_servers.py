@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, make_url, select, text
+from sqlalchemy import ForeignKey, String, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from seance import Database, LoadReport, Session
+from seance import Database, LoadReport, Ref, Session, Spec
 from tests.fixtures.trees import Base, Owner, Part, PartIn
 
 DRIVERS = {"postgresql+psycopg": "postgresql", "mysql+pymysql": "mariadb"}
@@ -77,6 +79,84 @@ def test_made_by_others(db: Database) -> None:
     assert sorted(["o0", "o1", "o2"] * 2) == sorted(linked)
     owners = report.references["Owner"]
     assert (6, 0, 2) == (owners.resolved, owners.missing, owners.created)
+
+
+class Shop(DeclarativeBase):
+    pass
+
+
+class Maker(Shop):
+    __tablename__ = "maker"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(10), unique=True)
+
+
+class Buyer(Shop):
+    __tablename__ = "buyer"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(10), unique=True)
+
+
+class Sale(Shop):
+    __tablename__ = "sale"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    maker_id: Mapped[int | None] = mapped_column(ForeignKey("maker.id"))
+    buyer_id: Mapped[int | None] = mapped_column(ForeignKey("buyer.id"))
+
+    maker: Mapped[Maker | None] = relationship()
+    buyer: Mapped[Buyer | None] = relationship()
+
+
+class SaleIn(Spec[Sale]):
+    number: int
+    maker: Ref[Maker] | None = None
+    buyer: Ref[Buyer] | None = None
+
+
+@pytest.mark.parametrize("policy", ["raise", "update"])
+def test_made_in_another_order(db: Database, policy: Any) -> None:
+    """Two loads that make rows of the same tables never wait for each other."""
+    db.create_all(Shop.metadata)
+    engine = db.manager.engines["default"]
+    is_waiting = threading.Event()
+    other: list[LoadReport] = []
+
+    def listen(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        in_main = threading.current_thread() is threading.main_thread()
+        if not in_main and ("advisory" in statement or "GET_LOCK" in statement):
+            is_waiting.set()
+
+    def run(rows: list[dict[str, Any]], progress: Any = None) -> LoadReport:
+        with db.session() as session, session.bulk() as bulk:
+            return bulk.load(
+                rows,
+                SaleIn,
+                on_missing="create",
+                on_conflict=policy,
+                batch_size=1,
+                progress=progress,
+            )
+
+    def progress(report: LoadReport) -> None:
+        if report.rows == 1 and not is_waiting.is_set():
+            thread.start()
+            assert is_waiting.wait(30)
+
+    ours = [{"number": 1, "maker": "m"}, {"number": 2, "buyer": "b"}]
+    theirs = [{"number": 3, "buyer": "b"}, {"number": 4, "maker": "m"}]
+    thread = threading.Thread(target=lambda: other.append(run(theirs)))
+    event.listen(engine, "before_cursor_execute", listen)
+    try:
+        report = run(ours, progress)
+        thread.join()
+    finally:
+        event.remove(engine, "before_cursor_execute", listen)
+
+    assert [2, 2] == [report.created, *(each.created for each in other)]
 
 
 @pytest.mark.parametrize("commit", ["once", "batch"])

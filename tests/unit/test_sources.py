@@ -41,7 +41,7 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('a,b\n1,2\n3,"x\n4,5\n6,7\n', "line 3: unexpected end"),
+            ('a,b\n1,2\n3,"x\n4,5\n6,7\n', "line 3: a quote is opened"),
             ('a,b\n1,2\n3,"5" tall\n', "line 3"),
             (f"a,b\n1,{'x' * 140_000}\n", "line 2.*csv.field_size_limit"),
         ],

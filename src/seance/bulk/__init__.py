@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from asyncio import sleep
 from collections.abc import AsyncIterable, Iterable
+from contextlib import nullcontext
 from inspect import isawaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -322,8 +323,8 @@ class AsyncSessionBulk(Bulk):
         """
         self._begin_writing(self.session.sync_session, "load")
         pulled = Pulled(source) if isinstance(source, AsyncIterable) else None
-        try:
-            return await self.session.run_sync(
+        async with nullcontext() if pulled is None else pulled.closed():
+            report = await self.session.run_sync(
                 self._do,
                 load,
                 pulled or source,
@@ -341,9 +342,9 @@ class AsyncSessionBulk(Bulk):
                 format=format,
                 between=_let_others_run,
             )
-        finally:
             if pulled is not None:
-                await pulled.aclose()
+                pulled.report = report
+        return report
 
 
 def _let_others_run(answer: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Column, Table, select
@@ -18,6 +19,7 @@ from ._plan import by_shape
 from ._report import LoadReport
 from ._rows import Row, Target
 from ._run import part_values
+from ._upsert import take_turns
 from ._write import writer
 
 
@@ -27,13 +29,50 @@ class Creator:
 
     An INSERT that leaves a row alone which is there, then one more look-up: what
     another transaction has made meanwhile is found by it.
+
+    Args:
+        named: What the rows that are loaded may name, also inside of keys.
     """
 
-    def __init__(self, attempts: Attempts, report: LoadReport, linker: Linker) -> None:
+    def __init__(
+        self,
+        attempts: Attempts,
+        report: LoadReport,
+        linker: Linker,
+        named: Collection[Mapper[Any]],
+    ) -> None:
         self.attempts = attempts
+        self._named = named
         self.report = report
         self.linker = linker
         self._lacks: dict[Shape, str] = {}
+        self._turns_of: Any = None
+
+    def take_turns(self, more: Collection[Table]) -> None:
+        """
+        Wait until nobody else makes what may be missing, until the transaction ends.
+
+        Not table by table as rows are made: another load may need them in another
+        order, which the rows of the sources decide.
+
+        Args:
+            more: Tables that are written into, too.
+        """
+        session = self.attempts.session
+        connection = self.attempts.connection()
+        if self._turns_of is not session.get_transaction():
+            self._turns_of = session.get_transaction()
+            take_turns(connection, {*more, *self._tables})
+
+    @cached_property
+    def _tables(self) -> set[Table]:
+        """The tables of what can be made, for the rows that are loaded to name."""
+        return {
+            mapper.local_table
+            for mapper in self._named
+            if isinstance(mapper.local_table, Table)
+            and not all(map(_lacking, identifiers(mapper).spellings.values()))
+        }
 
     def wanted(self, batches: Iterable[Rows]) -> list[Proxy]:
         """

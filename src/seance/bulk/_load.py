@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import IO, Any, Literal
 
 from pydantic import ValidationError
+from sqlalchemy import Table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionState
@@ -30,8 +31,8 @@ from ._attempts import Attempts
 from ._collector import paused
 from ._creating import Creator
 from ._layout import Layout, Layouts, Rows
-from ._linking import Linker, LoadMissing
-from ._order import Order, Waiter, has_pending, names_itself
+from ._linking import Linker, LoadMissing, is_kin
+from ._order import Order, Waiter, has_pending, named_by
 from ._refusing import RefusingWriter
 from ._rejects import Rejects, RejectsFile
 from ._report import LoadReport
@@ -178,14 +179,15 @@ class _Loader:
         self.writer = RefusingWriter(
             self.attempts, self.report, self.rejects, labels, on_conflict
         )
+        named = named_by(self.mapper, into.model_fields)
         self.creator = (
-            Creator(self.attempts, self.report, self.linker)
+            Creator(self.attempts, self.report, self.linker, named)
             if on_missing == "create"
             else None
         )
         self.validator = RowValidator(into, json=records.json)
         self.seen: set[tuple[str, ...]] = set()
-        self.names_itself = names_itself(self.mapper, into.model_fields)
+        self.names_itself = any(is_kin(each, self.mapper) for each in named)
         self.aside = Aside()
         self.line = start - 1
         self.committed = self.report.counts()
@@ -425,7 +427,10 @@ class _Loader:
     def _put(self, batches: Sequence[Rows], *, in_circles: bool = False) -> None:
         """Make what is missing, if that is asked for; write rows."""
         creator = None if in_circles else self.creator
+        if creator is not None and self._staged:
+            creator.take_turns(self._staged)
         while creator is not None and (wanted := creator.wanted(batches)):
+            creator.take_turns(self._staged)
             before = self.report.counts()
 
             def step(creator: Creator = creator, wanted: Any = wanted) -> bool:
@@ -446,6 +451,14 @@ class _Loader:
             creator.forget(wanted)
             self.report.unwrite(before)
         self._write(batches, in_circles=in_circles)
+
+    @property
+    def _staged(self) -> list[Table]:
+        """The table of the rows, if they take turns with those of others."""
+        table = self.mapper.local_table
+        if self.layouts.on_conflict == "raise" or not isinstance(table, Table):
+            return []
+        return [table]
 
     def _write(
         self,

@@ -191,8 +191,8 @@ class Order:
             )
 
 
-def names_itself(mapper: Mapper[Any], fields: Iterable[str]) -> bool:
-    """Whether *fields* have references that rows of *mapper* can answer."""
+def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
+    """Give what references in *fields* of *mapper* name, also inside of keys."""
     seen: set[Mapper[Any]] = set()
     left = [
         mapper.relationships[name].mapper
@@ -201,8 +201,6 @@ def names_itself(mapper: Mapper[Any], fields: Iterable[str]) -> bool:
     ]
     while left:
         target = left.pop()
-        if is_kin(target, mapper):
-            return True
         if target not in seen:
             seen.add(target)
             left.extend(
@@ -211,7 +209,7 @@ def names_itself(mapper: Mapper[Any], fields: Iterable[str]) -> bool:
                 for part in shape.parts
                 if part.target is not None
             )
-    return False
+    return seen
 
 
 def has_pending(batch: Rows, mapper: Mapper[Any]) -> bool:

@@ -191,7 +191,7 @@ class Copy(Processed):
         if self.target.on_conflict == "raise":
             self.send(rows)
             return Written(created=len(rows))
-        self._take_turn()
+        take_turn(self.connection, self.table)
         self.stage(rows)
         try:
             with self.connection.begin_nested():
@@ -225,18 +225,6 @@ class Copy(Processed):
             meanwhile,
         )
 
-    def _take_turn(self) -> None:
-        """
-        Wait until nobody else writes batches into the table, until the transaction ends.
-
-        Another one may hold what this one writes next, and want what it has written.
-        """
-        name = self.table.replace("'", "''")
-        self.connection.exec_driver_sql(
-            "SELECT pg_advisory_xact_lock(hashtext('seance'), "
-            f"'{name}'::regclass::oid::integer)"
-        )
-
     def stage(self, rows: Sequence[Row]) -> None:
         """Put *rows* into the temporary table, numbered from 0."""
         run = self.connection.exec_driver_sql
@@ -265,6 +253,19 @@ class Copy(Processed):
             created += more[0]
             updated += more[1]
         return created, updated
+
+
+def take_turn(connection: Connection, table: str) -> None:
+    """
+    Wait until nobody else writes batches into *table*, until the transaction ends.
+
+    Another one may hold what this one writes next, and want what it has written.
+    """
+    name = unescaped(connection, table).replace("'", "''")
+    connection.exec_driver_sql(
+        "SELECT pg_advisory_xact_lock(hashtext('seance'), "
+        f"'{name}'::regclass::oid::integer)"
+    )
 
 
 def comparable(column: Column[Any], dialect: Dialect) -> str:

@@ -8,8 +8,8 @@ import io
 import json
 import os
 import zlib
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from itertools import dropwhile, islice
 from typing import IO, Any, Literal, Self, cast
 
@@ -36,9 +36,13 @@ class Pulled:
     An async source, for code that runs under ``run_sync``.
 
     Nothing is asked of it before the first :meth:`take`.
+
+    Attributes:
+        report: What became of its rows, once that is certain.
     """
 
     def __init__(self, source: AsyncIterable[Any]) -> None:
+        self.report: Any = None
         self._rows = aiter(source)
         self._number = 0
 
@@ -58,8 +62,29 @@ class Pulled:
                 records.append(_mapping(self._number, row))
         return records
 
-    async def aclose(self) -> None:
-        """Close it, if it can be closed, as an async generator can."""
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """
+        Close it after the block, if it can be closed, as an async generator can.
+
+        An error of that has the report, or is a note of the error that ends the block.
+        """
+        try:
+            yield
+        except BaseException as error:
+            try:
+                await self._close()
+            except Exception as failed:  # noqa: BLE001  # whatever a source raises
+                error.add_note(f"load: the source could not be closed: {failed!r}")
+            raise
+        try:
+            await self._close()
+        except Exception as error:
+            with suppress(AttributeError):  # one with slots has no place for it
+                error.report = self.report  # type: ignore[attr-defined]  # as above
+            raise
+
+    async def _close(self) -> None:
         close = getattr(self._rows, "aclose", None)
         if close is not None:
             await close()
@@ -258,10 +283,12 @@ def _lines(text: IO[str]) -> Iterator[Record]:
 def _unreadable(line: int, error: Exception) -> LoadError:
     if isinstance(error, UnicodeDecodeError):
         return LoadError(f"the source is not UTF-8, at or after line {line}")
-    advice = ""
-    if "field limit" in str(error):
-        advice = "; csv.field_size_limit() of Python raises it"
-    return LoadError(f"the source cannot be read at line {line}: {error}{advice}")
+    message = str(error)
+    if message == "unexpected end of data":
+        message = "a quote is opened in it and never closed"
+    elif "field limit" in message:
+        message += "; csv.field_size_limit() of Python raises it"
+    return LoadError(f"the source cannot be read at line {line}: {message}")
 
 
 def plain(record: Any, header: list[str] | None) -> Any:

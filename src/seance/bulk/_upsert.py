@@ -18,8 +18,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Column, Connection, event
+from sqlalchemy import Column, Connection, Table, event
 
+from . import _rows
 from ._dialects import ensure_transaction
 from ._places import Place
 from ._report import Status
@@ -364,6 +365,27 @@ def take_turn(connection: Connection, table: str) -> None:
     for ending in ("commit", "rollback"):
         event.listen(connection, ending, release)
 
+
+def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
+    """
+    Wait until nobody else writes batches into *tables*, until the transaction ends.
+
+    Whoever will write into several takes all of these turns at once: they come in one
+    order then, so that two never wait for each other.
+    """
+    take = _TURNS.get(connection.dialect.name)
+    if take is None:
+        return
+    prepare = connection.dialect.identifier_preparer
+    for name in sorted(map(prepare.format_table, tables)):
+        take(connection, name)
+
+
+_TURNS = {
+    "postgresql": _rows.take_turn,
+    "mysql": take_turn,
+    "mariadb": take_turn,
+}
 
 _STAGES: dict[str, type[Stage]] = {
     "postgresql": _OnPostgresql,

@@ -121,6 +121,10 @@ class Pipe(io.RawIOBase):
         self._file = file
         self._interrupts = interrupts
 
+    def fileno(self) -> int:
+        """Give the descriptor of the file."""
+        return self._file.fileno()
+
     def readable(self) -> bool:
         """Say yes."""
         return True
