@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import termios
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -943,6 +944,48 @@ class TestDatabaseFails:
         assert found is not None
         assert int((found[1] or "0").replace(",", "")) == cities(sqlite_url)
         assert ("once" == commit) is (0 == cities(sqlite_url))
+
+    def test_no_room_for_rows_that_wait(self, tmp_path: Path) -> None:
+        """Nor is the temporary file of rows that wait taken for the database."""
+        places = "".join(f"P{n},P{n + 1}\n" for n in range(40_000))
+        source = file(tmp_path / "places.csv", f"name,within\n{places}")
+        model = """
+            from sqlalchemy import ForeignKey
+            from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+            from seance import Ref, Spec
+
+            class Base(DeclarativeBase): pass
+
+            class Place(Base):
+                __tablename__ = "place"
+                id: Mapped[int] = mapped_column(primary_key=True)
+                name: Mapped[str] = mapped_column(unique=True)
+                within_id: Mapped[int | None] = mapped_column(ForeignKey("place.id"))
+                within: Mapped["Place | None"] = relationship(remote_side=[id])
+
+            class PlaceIn(Spec[Place]):
+                name: str
+                within: Ref[Place] | None
+        """
+        file(tmp_path / "places.py", textwrap.dedent(model))
+        shell = ["sh", "-c", 'ulimit -f 400 && exec "$@"', "sh"]
+        load = ["load", str(source), "--into", "places:PlaceIn", "--create-tables"]
+        options = ["--url", "sqlite://", "--batch-size", "1000"]
+
+        done = subprocess.run(
+            [*shell, sys.executable, "-m", "seance", *load, *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert (1, "") == (done.returncode, done.stdout)
+        assert re.fullmatch(
+            "seance load: rows that wait for others cannot be kept in a temporary file: "
+            ".*; nothing was written\n",
+            done.stderr,
+        )
 
     def test_locked(self, sqlite_url: str, tmp_path: Path, seance: Seance) -> None:
         """A database that another program writes to is one line."""

@@ -12,6 +12,7 @@ import pickle
 import sqlite3
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..references import Proxy, key_of, shape_of
@@ -77,7 +78,8 @@ class Aside:
         return self._count
 
     def _all(self, sql: str, **parameters: Any) -> list[Any]:
-        return list(self._database.execute(sql, parameters))
+        with _told():
+            return list(self._database.execute(sql, parameters))
 
     def put(
         self,
@@ -94,7 +96,21 @@ class Aside:
             key: What stands for its own key.
             has: What stands for each way to name it.
             wants: What stands for what it waits for.
+
+        Raises:
+            OSError: There is no room for it.
         """
+        with _told():
+            self._put(record, key, has, wants)
+        self._count += 1
+
+    def _put(
+        self,
+        record: Record,
+        key: bytes | None,
+        has: Collection[bytes],
+        wants: Collection[bytes],
+    ) -> None:
         if self._database is None:
             # An empty name is a file without one. Any thread may close it.
             self._database = sqlite3.connect(
@@ -117,7 +133,6 @@ class Aside:
             [(token, line, token == key) for token in tokens],
         )
         runs("INSERT INTO wants VALUES (?, ?)", [(line, token) for token in set(wants)])
-        self._count += 1
 
     def remove(self, lines: Iterable[int]) -> None:
         """Forget rows that are settled; unknown ones are no error."""
@@ -125,10 +140,11 @@ class Aside:
             return
         settled = [(line,) for line in lines]
         for table in ("waiting", "has", "wants"):
-            cursor = self._database.executemany(
-                f"DELETE FROM {table} WHERE line = ?",  # noqa: S608  # of the tuple
-                settled,
-            )
+            with _told():
+                cursor = self._database.executemany(
+                    f"DELETE FROM {table} WHERE line = ?",  # noqa: S608  # of the tuple
+                    settled,
+                )
             if table == "waiting":
                 self._count -= cursor.rowcount
 
@@ -194,6 +210,17 @@ class Aside:
         """Drop everything."""
         if self._database is not None:
             self._database.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say whose database it is that failed: it is not the program's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(
+            f"rows that wait for others cannot be kept in a temporary file: {error}"
+        ) from error
 
 
 def token_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
