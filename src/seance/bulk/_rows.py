@@ -261,7 +261,7 @@ def take_turn(connection: Connection, table: str) -> None:
 
     Another one may hold what this one writes next, and want what it has written.
     """
-    name = unescaped(connection, table).replace("'", "''")
+    name = table.replace("'", "''")
     connection.exec_driver_sql(
         "SELECT pg_advisory_xact_lock(hashtext('seance'), "
         f"'{name}'::regclass::oid::integer)"

@@ -376,8 +376,7 @@ def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
     take = _TURNS.get(connection.dialect.name)
     if take is None:
         return
-    prepare = connection.dialect.identifier_preparer
-    for name in sorted(map(prepare.format_table, tables)):
+    for name in sorted({Place(connection, table).name for table in tables}):
         take(connection, name)
 
 
