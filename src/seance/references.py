@@ -373,6 +373,10 @@ class Registry:
         for proxy, found in self._adopted:
             _follow(proxy, found)
 
+    def followers(self) -> list[Proxy]:
+        """Give the proxies made outside that are not resolved."""
+        return [proxy for proxy, _ in self._adopted if not is_resolved(proxy)]
+
     def find(self, proxy: Proxy) -> Proxy | None:
         """Give the proxy that stands here for the key of *proxy*."""
         token = []

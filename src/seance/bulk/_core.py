@@ -331,6 +331,7 @@ class Bulk:
         self._placeholders.bind(session)
         # Values may hold those that were made outside.
         self._registry.settle_adopted()
+        followers = self._registry.followers()
         # Where values are not asked for, those are made that a reference names.
         named = [local.named(proxy) for proxy in references if local.values]
         values = (
@@ -340,7 +341,12 @@ class Bulk:
         )
         settled = (
             settle(
-                session, values, local, references, rows, fills=strategy == "hydrate"
+                session,
+                values,
+                local,
+                [*references, *followers],
+                rows,
+                fills=strategy == "hydrate",
             )
             if values
             else []
@@ -355,7 +361,8 @@ class Bulk:
         if strategy == "hydrate":
             self._hydrated.update(id(p) for p in references if is_resolved(p))
         return Resolution(
-            resolved=outcome.answered + len(settled),
+            resolved=outcome.answered
+            + len({id(p) for p in settled}.difference(map(id, followers))),
             unresolved=len(outcome.unfound),
             values=sum(value.is_row for value in rows),
             failures=tuple(failures),

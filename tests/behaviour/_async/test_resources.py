@@ -312,6 +312,26 @@ class TestWriting:
 
         assert 2 == report.created
 
+    async def test_made_outside_one_by_one(self, session: AsyncSession) -> None:
+        """References that were made apart are one new value of the bulk."""
+        flights = [
+            Flight.resource_validate({"number": number, "airline": "ZZ"})
+            for number in (1, 2)
+        ]
+        async with session.bulk() as bulk:
+            for flight in flights:
+                bulk.add(flight)
+            airline = Airline(code="ZZ", name="z")
+            bulk.add(airline)
+            resolution = await bulk.resolve()
+            report = await bulk.commit()
+
+        assert (1, 0) == (resolution.resolved, resolution.unresolved)
+        assert 3 == report.created
+        assert 2 == await session.scalar(
+            select(func.count()).where(Flight.airline_id.is_not(None))
+        )
+
     async def test_new_values_on_both_sides_of_a_collection(
         self, session: AsyncSession
     ) -> None:
