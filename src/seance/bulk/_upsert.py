@@ -60,8 +60,6 @@ def stage(
 class Stage(Processed):
     """Writes rows by way of a temporary table."""
 
-    create = "CREATE TEMPORARY TABLE IF NOT EXISTS"
-
     def __init__(
         self,
         connection: Connection,
@@ -129,17 +127,22 @@ class Stage(Processed):
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Put *rows* into the temporary table, numbered from 0."""
+        self.run(self.drop)
         self.run(
-            f"{self.create} {self.name} AS SELECT 0 AS seance_line, "
+            f"CREATE TEMPORARY TABLE {self.name} AS SELECT 0 AS seance_line, "
             f"0 AS seance_known, {self.listed} FROM {self.table} WHERE 1 = 0"
         )
-        self.run(f"DELETE FROM {self.name}")
         marks = self.marks(["seance_line", "seance_known", *self.columns])
         self.connection.exec_driver_sql(
             f"INSERT INTO {self.name} (seance_line, seance_known, {self.listed}) "
             f"VALUES ({marks})",
             [(line, 0, *row) for line, row in enumerate(rows)],
         )
+
+    @property
+    def drop(self) -> str:
+        """What drops what an earlier batch has left, whatever columns the table had then."""
+        return f"DROP TABLE IF EXISTS temp.{self.name}"
 
     def marks(self, names: Sequence[str]) -> str:
         """Give the markers of parameters that are sent by position."""
@@ -307,6 +310,11 @@ class _OnSqlite(Stage):
 
 class _OnMysql(_OnSqlite):
     unequal = "NOT ({} <=> {})"
+
+    @property
+    def drop(self) -> str:
+        # Any other DROP TABLE commits.
+        return f"DROP TEMPORARY TABLE IF EXISTS {self.name}"
 
     def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
         self.fill(rows)
