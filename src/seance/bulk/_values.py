@@ -140,10 +140,10 @@ class Value:
             return
         for name in self.unkeyed:
             state.dict.pop(name, None)
-        # Those that it refers to may get other keys as well.
-        for relationship in state.mapper.relationships:
-            if relationship.direction is MANYTOONE and relationship.key in state.dict:
-                state.committed_state.setdefault(relationship.key, NO_VALUE)
+        # What it refers to is new to its next row, and may have another key then.
+        for name in relationship_names(state.mapper):
+            if name in state.dict:
+                state.committed_state.setdefault(name, NO_VALUE)
 
 
 def reference_to(instance: Any) -> Proxy:

@@ -26,6 +26,7 @@ from tests.fixtures.models import (
     Base,
     Book,
     Country,
+    Label,
     Node,
     Person,
     Region,
@@ -308,6 +309,26 @@ class TestAgain:
             .order_by(Country.code)
         )
         assert [("aa", "ours", 1), ("zz", "theirs", None)] == list(map(tuple, found))
+
+    async def test_collections(self, session: AsyncSession) -> None:
+        """Collections are written again as well, from either side."""
+        async with session.bulk() as bulk:
+            one, two = Label(name="one"), Label(name="two")
+            book = Book(isbn="1", title="t", author=Author(code="a"), labels=[one, two])
+            other = Book(isbn="2", title="t", author=book.author, labels=[two])
+            for value in (one, book, other, two):
+                bulk.add(value)
+            for _ in range(2):
+                await bulk.flush()
+                await bulk.rollback()
+            await bulk.commit()
+
+        found = await session.execute(
+            select(Book.isbn, Label.name)
+            .join(Book.labels)
+            .order_by(Book.isbn, Label.name)
+        )
+        assert [("1", "one"), ("1", "two"), ("2", "two")] == list(map(tuple, found))
 
 
 class TestCircles:
