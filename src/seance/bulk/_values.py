@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_FETCH, PASSIVE_NO_INITIALIZE
+from sqlalchemy.orm.base import PASSIVE_NO_FETCH, PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
@@ -134,16 +134,17 @@ class Value:
             self._drop_key()
 
     def _drop_key(self) -> None:
-        """Drop a key that the database made: it may make it for another row now."""
+        """
+        Drop a key that the database made: it may make it for another row now.
+
+        Relationships are set anew before the next flush, as SQLAlchemy has forgotten
+        that they were.
+        """
         state: Any = self.given._sa_instance_state
         if state.key is not None:
             return
         for name in self.unkeyed:
             state.dict.pop(name, None)
-        # What it refers to is new to its next row, and may have another key then.
-        for name in relationship_names(state.mapper):
-            if name in state.dict:
-                state.committed_state.setdefault(name, NO_VALUE)
 
 
 def reference_to(instance: Any) -> Proxy:
