@@ -229,6 +229,7 @@ def _kept(value: Value) -> dict[str, Any]:
     held = value.held
     if value.instance is None:
         return held  # of a Spec, which nothing changes
+    value.remember()
     for name in relationship_names(inspect(value.entity)):
         if isinstance(held.get(name), (list, set, dict)):
             held[name] = items_of(held[name])

@@ -25,6 +25,7 @@ from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
 from ..graphs import (
+    Unconnected,
     assign,
     connect,
     is_given,
@@ -72,6 +73,10 @@ class Value:
     placed_in: SessionTransaction | None = None
     #: The attributes of its primary key that were left to the database.
     unkeyed: tuple[str, ...] = ()
+    #: What a mapped instance refers to, as it was given.
+    related: dict[str, Any] | None = None
+    #: Whether a mapped instance was that of a row already.
+    is_own: bool = False
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -118,33 +123,54 @@ class Value:
         self.is_row = self.is_filled = self.was_known = False
         if isinstance(self.given, Spec):
             self.instance = None
-        elif self.payload is not None:
-            given = self.instance = self.given
-            session = object_session(given)
-            if session is not None:
-                session.expunge(given)
+        else:
+            self._undo()
+
+    def remember(self) -> None:
+        """Remember what a mapped instance refers to, before any of it is changed."""
+        if self.related is None and not isinstance(self.given, Spec):
+            state = self.given._sa_instance_state
+            held = state.dict
+            self.is_own = state.key is not None
+            self.related = {
+                name: items_of(held[name])
+                if isinstance(held[name], (list, set, dict))
+                else held[name]
+                for name in relationship_names(state.mapper)
+                if name in held
+            }
+
+    def _undo(self) -> None:
+        """
+        Make the mapped instance what was given.
+
+        Without a key that the database made, which it may make for another row now,
+        and with what it refers to unconnected, as SQLAlchemy has forgotten it was told.
+        """
+        given = self.instance = self.given
+        payload, self.payload = self.payload, None
+        if self.is_own:
+            return  # a row's before it came here
+        session = object_session(given)
+        if session is not None:
+            session.expunge(given)
+        if inspect(given).key is not None:
             make_transient(given)
-            held = inspect(given).dict
+        state: Any = given._sa_instance_state
+        names, held = relationship_names(state.mapper), state.dict
+        if payload is not None:
             for name in _set_attributes(given):
                 held.pop(name)
-            for name, value in self.payload.items():
-                setattr(given, name, value)
-            self.payload = None
-        else:
-            self._drop_key()
-
-    def _drop_key(self) -> None:
-        """
-        Drop a key that the database made: it may make it for another row now.
-
-        Relationships are set anew before the next flush, as SQLAlchemy has forgotten
-        that they were.
-        """
-        state: Any = self.given._sa_instance_state
-        if state.key is not None:
-            return
+            held.update({n: payload[n] for n in payload if n not in names})
         for name in self.unkeyed:
-            state.dict.pop(name, None)
+            held.pop(name, None)
+        if self.related is None:
+            return
+        for name in names:
+            held.pop(name, None)
+            state.committed_state.pop(name, None)
+        for name, value in self.related.items():
+            held[name] = Unconnected(value) if isinstance(value, list) else value
 
 
 def reference_to(instance: Any) -> Proxy:
@@ -663,6 +689,8 @@ def flush(
             for kind, mapper in kinds.items()
         }
         for value in values:
+            if related[value.entity]:
+                value.remember()
             instance = value.made()
             if related[value.entity]:
                 _replace_proxies(instance)
