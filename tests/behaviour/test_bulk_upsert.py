@@ -6,13 +6,14 @@ The slow way asks for each value's row, sets what differs, and adds what is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import ForeignKey, String, delete, event, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from seance import Database, ResolutionError, Session
@@ -59,6 +60,26 @@ class Watched(Base):
 @event.listens_for(Watched, "before_update")
 def _look_on(mapper: object, connection: object, watched: Watched) -> None:
     pass
+
+
+class Animal(Base):
+    __tablename__ = "animal"
+    __mapper_args__: Mapping[str, Any] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "animal",
+    }
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+
+
+class Cat(Animal):
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": "cat"}
+
+
+class Dog(Animal):
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": "dog"}
 
 
 CODES = st.sampled_from(["a", "b", "c", "d", "e", "é%s:x"])
@@ -244,3 +265,43 @@ def test_undo(db: Database, kind: Any, in_transaction: bool) -> None:
     kept = {"kept"} if in_transaction else set()
     assert {"a", "b"} | kept == rows_of(db, kind).keys()
     assert "one" == rows_of(db, kind)["a"][0]
+
+
+def test_class_of_a_row(db: Database) -> None:
+    """A row does not become one of another class."""
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(Animal))
+        session.add(Cat(code="a"))
+    with db.session_manager() as session, session.bulk() as bulk:
+        bulk.add(Dog(code="a"))
+        with pytest.raises(SQLAlchemyError):
+            bulk.commit(on_conflict="update")
+    with db.session_manager() as session:
+        assert ["cat"] == list(session.scalars(select(Animal.kind)))
+
+
+def test_relationship_of_a_known_row(db: Database) -> None:
+    """What the session has loaded refers to what its row refers to now."""
+    seeded(db, Item, [{"code": "a", "shelf": "s1"}])
+    with db.session_manager() as session:
+        item = session.scalars(select(Item)).one()
+        assert "s1" == (item.shelf and item.shelf.code)
+        with session.bulk() as bulk:
+            bulk.add(made(Item, session, {"code": "a", "shelf": "s2"}))
+            bulk.flush(on_conflict="update")
+        assert "s2" == (item.shelf and item.shelf.code)
+
+
+def test_without_a_transaction(db: Database) -> None:
+    """Upserts work, one after the other, where each statement is committed."""
+    seeded(db, Item, [{"code": "a", "name": "old"}])
+    engine = db.manager.engines["default"].execution_options(
+        isolation_level="AUTOCOMMIT"
+    )
+    for name in ("one", "two"):
+        with Session(engine) as session, session.bulk() as bulk:
+            bulk.add(Item(code="a", name=name))
+            bulk.add(Item(code=name))
+            bulk.flush(on_conflict="update")
+    assert {"a", "one", "two"} == rows_of(db, Item).keys()
+    assert "two" == rows_of(db, Item)["a"][0]

@@ -177,6 +177,8 @@ class Insertion:
         #: The relationships whose foreign keys are in the rows.
         self.parents = [r for r in relationships if r.direction is MANYTOONE]
         self._collections = [r for r in relationships if r.direction is not MANYTOONE]
+        #: Their names.
+        self.collections = {relationship.key for relationship in self._collections}
         counter: Any = self.table.autoincrement_column
         #: The column that the database counts up.
         self._counter: int | None = self._places.get(counter)

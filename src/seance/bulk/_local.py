@@ -208,20 +208,34 @@ def settle(
         for value, left_out in ordered:
             # Not as it is now: what came before may have changed both sides.
             held, row = local.held[value], rows.get(value)
-            attributes = {
-                name: as_attribute(part, local.instance)
-                for name, part in held.items()
-                if name not in left_out
-            }
+            attributes = {}
+            for name, part in held.items():
+                if name in left_out:
+                    late.append((value, name, part))
+                    continue
+                attribute = as_attribute(part, local.instance)
+                if row is not None or not _stands(value, name, part, attribute):
+                    attributes[name] = attribute
             names = local.keys[value]._seance_shape.names if row else ()
             place(session, value, attributes, row, key=names, fills=fills)
             for proxy in waiting.get(value, ()):
                 settle_instance(proxy, _fetched(proxy, row), value.instance)
                 done.append(proxy)
-            late.extend((value, name, held[name]) for name in left_out)
         for value, name, part in late:
-            complete(value, name, as_attribute(part, local.instance))
+            attribute = as_attribute(part, local.instance)
+            if value.is_row or not _stands(value, name, part, attribute):
+                complete(value, name, attribute)
     return done
+
+
+def _stands(value: Value, name: str, given: Any, attribute: Any) -> bool:
+    """Whether a collection is there already; others may have joined it since."""
+    return (
+        attribute is given
+        and isinstance(given, list)
+        and value.instance is not None
+        and name in inspect(value.instance).dict
+    )
 
 
 def _kept(value: Value) -> dict[str, Any]:

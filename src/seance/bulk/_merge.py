@@ -45,6 +45,8 @@ def merge(
         classes.setdefault(state.mapper, []).append(state)
     merged: dict[State, Merged] = {}
     for mapper, states in classes.items():
+        if mapper.polymorphic_on is not None:
+            continue  # the row may be one of another class
         writer = insertion(session, mapper)
         if writer is None or _changes_by_itself(writer):
             continue
@@ -73,7 +75,7 @@ def _alike(
     names = {attribute.key for attribute in writer.attributes}
     groups: dict[frozenset[str], list[State]] = {}
     for state in states:
-        if not writer.fits(state, ()):
+        if not writer.fits(state, ()) or not writer.collections.isdisjoint(state.dict):
             continue
         given = names & state.dict.keys()
         for relationship in writer.parents:
@@ -130,6 +132,13 @@ class _Merging:
         self.identity = [
             places[self.mapper.get_property_by_column(of).key]
             for of in self.mapper.primary_key
+        ]
+        changed = {writer.attributes[place].column for place in self.changing}
+        #: The relationships that an update may change.
+        self.parents = [
+            relationship.key
+            for relationship in self.mapper.relationships
+            if not changed.isdisjoint(relationship.local_columns)
         ]
         columns = [attribute.column for attribute in writer.attributes]
         self.target = Target(
@@ -222,6 +231,9 @@ class _Merging:
                     set_committed_value(
                         present, attributes[place].key, columns[place][n]
                     )
+                # What they refer to may be another row now.
+                its = present._sa_instance_state
+                its._expire_attributes(its.dict, self.parents)
                 continue
             for place, value in zip(self.identity, outcome.fetched, strict=True):
                 state.dict[attributes[place].key] = value

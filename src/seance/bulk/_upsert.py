@@ -47,6 +47,8 @@ def stage(
         changing: What an update sets.
         fetched: What is given back of each row.
     """
+    if connection._is_autocommit_isolation():
+        return None  # the table, and a lock, are for one transaction
     name = connection.dialect.name
     if name == "postgresql":
         if not can_copy(connection):

@@ -47,7 +47,11 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return _UnitOfWork(session, target)
     dialect = connection.dialect
     if can_copy(connection):
-        if Place(connection, target.table).habits.takes_inserts_only:
+        # What goes by way of a temporary table needs a transaction.
+        by_key = target.on_conflict != "raise"
+        if (by_key and connection._is_autocommit_isolation()) or (
+            Place(connection, target.table).habits.takes_inserts_only
+        ):
             return _UnitOfWork(session, target)
         return Copy(connection, target)
     if target.on_conflict == "raise" or dialect.name == "sqlite":
