@@ -1,0 +1,266 @@
+"""
+Random graphs of values and references, in any order: what is in the tables afterwards.
+
+Values are resources or specs at random, and refer to rows that exist and to each
+other, also by keys that hold references. What is expected is worked out with
+dictionaries, without any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+from sqlalchemy import Column, ForeignKey, String, Table, UniqueConstraint, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, relationship
+
+from seance import Database, Ref, Resource, Spec
+from tests.fixtures.databases import Databases
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+link = Table(
+    "link",
+    Base.metadata,
+    Column("flight_id", ForeignKey("flight.id"), primary_key=True),
+    Column("tag_id", ForeignKey("tag.id"), primary_key=True),
+)
+
+
+class Country(Resource, Base):
+    __tablename__ = "country"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(2), unique=True)
+    name: Mapped[str | None] = mapped_column(String(20))
+
+
+class Airport(Resource, Base):
+    __tablename__ = "airport"
+    __table_args__ = (UniqueConstraint("country_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    country_id: Mapped[int] = mapped_column(ForeignKey("country.id"))
+    number: Mapped[int]
+    name: Mapped[str | None] = mapped_column(String(20))
+    country: Mapped[Country] = relationship()
+    flights: Mapped[list[Flight]] = relationship(back_populates="origin")
+
+
+class Tag(Resource, Base):
+    __tablename__ = "tag"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(20), unique=True)
+    note: Mapped[str | None] = mapped_column(String(20))
+    flights: Mapped[list[Flight]] = relationship(secondary=link, back_populates="tags")
+
+
+class Flight(Resource, Base):
+    __tablename__ = "flight"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[str] = mapped_column(String(20), unique=True)
+    status: Mapped[str | None] = mapped_column(String(20))
+    origin_id: Mapped[int] = mapped_column(ForeignKey("airport.id"))
+    after_id: Mapped[int | None] = mapped_column(ForeignKey("flight.id"))
+    origin: Mapped[Airport] = relationship(back_populates="flights")
+    after: Mapped[Flight | None] = relationship(
+        remote_side=[id], back_populates="before"
+    )
+    before: Mapped[list[Flight]] = relationship(back_populates="after")
+    tags: Mapped[list[Tag]] = relationship(secondary=link, back_populates="flights")
+
+
+class CountryIn(Spec[Country]):
+    code: str
+    name: str | None = None
+
+
+class AirportIn(Spec[Airport]):
+    country: Ref[Country]
+    number: int
+    name: str | None = None
+
+
+class TagIn(Spec[Tag]):
+    name: str
+    note: str | None = None
+
+
+class FlightIn(Spec[Flight]):
+    number: str
+    status: str
+    origin: Ref[Airport]
+    after: Ref[Flight] | None = None
+    tags: list[Ref[Tag]] = Field(default_factory=list)
+
+
+#: Each kind of value, as a resource and as a spec.
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "country": (Country, CountryIn),
+    "airport": (Airport, AirportIn),
+    "tag": (Tag, TagIn),
+    "flight": (Flight, FlightIn),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("sqlite", marks=pytest.mark.sqlite, id="sqlite"),
+        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql, id="psycopg"),
+        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb, id="mariadb"),
+    ],
+)
+def db(
+    request: pytest.FixtureRequest,
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Database]:
+    with databases.fresh(request.param, tmp_path_factory.mktemp("graphs")) as url:
+        with Database(url) as db:
+            db.create_all(Base.metadata)
+            yield db
+
+
+def seeded(db: Database) -> None:
+    with db.manager.engines["default"].begin() as connection:
+        connection.execute(Flight.__table__.update().values(after_id=None))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+    with db.session_manager(auto_commit=True) as session:
+        fr, de = Country(code="fr"), Country(code="de")
+        first = Airport(country=fr, number=1)
+        session.add_all([first, Airport(country=de, number=1)])
+        session.add_all([Tag(name="x"), Tag(name="y")])
+        session.add(Flight(number="AF1", origin=first))
+
+
+class Graph:
+    """Payloads, and what there is when they are written."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.countries: dict[str, Any] = {"fr": None, "de": None}
+        self.airports: dict[tuple[str, int], Any] = {("fr", 1): None, ("de", 1): None}
+        self.tags: dict[str, Any] = {"x": None, "y": None}
+        self.flights: dict[str, Any] = {"AF1": (None, ("fr", 1), None)}
+        self.links: set[tuple[str, str]] = set()
+        self.values: list[tuple[str, dict[str, Any]]] = []
+        for code in self._some(["fr", "n1", "n2"]):
+            self.countries[code] = f"name of {code}"
+            self._add("country", code=code, name=self.countries[code])
+        places = [(c, n) for c in self.countries for n in (1, 2)]
+        for code, number in self._some(places):
+            self.airports[code, number] = "named"
+            self._add(
+                "airport", country=self._country(code), number=number, name="named"
+            )
+        for name in self._some(["x", "t1", "t2"]):
+            self.tags[name] = "noted"
+            self._add("tag", name=name, note="noted")
+        numbers = self._some(["AF1", "N1", "N2", "N3", "N4"])
+        for place, number in enumerate(numbers):
+            self._add_flight(
+                number, numbers[:place], [] if "AF1" in numbers else ["AF1"]
+            )
+        self.values = self.draw(st.permutations(self.values))
+
+    def _some(self, of: list[Any]) -> list[Any]:
+        return self.draw(st.lists(st.sampled_from(of), unique=True))
+
+    def _add(self, kind: str, **payload: Any) -> None:
+        self.values.append((kind, payload))
+
+    def _country(self, code: str) -> Any:
+        return self.draw(st.sampled_from([code, {"code": code}]))
+
+    def _add_flight(self, number: str, earlier: list[str], known: list[str]) -> None:
+        code, place = self.draw(st.sampled_from(sorted(self.airports)))
+        after = self.draw(st.sampled_from([None, *earlier, *known]))
+        self.flights[number] = ("set", (code, place), after)
+        payload = {
+            "number": number,
+            "status": "set",
+            "origin": {"country": self._country(code), "number": place},
+            "after": after and {"number": after},
+        }
+        if self.draw(st.booleans()):
+            names = self._some(sorted(self.tags))
+            payload["tags"] = [{"name": name} for name in names]
+            self.links |= {(number, name) for name in names}
+        self._add("flight", **payload)
+
+
+def found(db: Database) -> Any:
+    before = aliased(Flight)
+    with db.session_manager() as session:
+        rows = session.execute
+        return (
+            dict(map(tuple, rows(select(Country.code, Country.name)))),
+            {
+                (code, number): name
+                for code, number, name in rows(
+                    select(Country.code, Airport.number, Airport.name).join(Country)
+                )
+            },
+            dict(map(tuple, rows(select(Tag.name, Tag.note)))),
+            {
+                number: (status, (code, place), after)
+                for number, status, code, place, after in rows(
+                    select(
+                        Flight.number,
+                        Flight.status,
+                        Country.code,
+                        Airport.number,
+                        before.number,
+                    )
+                    .join(Flight.origin)
+                    .join(Country)
+                    .outerjoin(Flight.after.of_type(before))
+                )
+            },
+            set(map(tuple, rows(select(Flight.number, Tag.name).join(Flight.tags)))),
+        )
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_as_with_dictionaries(db: Database, data: st.DataObject) -> None:
+    seeded(db)
+    graph = Graph(data)
+    strategy: Any = data.draw(st.sampled_from(["bind", "hydrate"]))
+    undoes = data.draw(st.sampled_from(["", "bulk", "session"]))
+    with db.session_manager() as session:
+        if data.draw(st.booleans()):
+            # What the session knows already is used, and agrees afterwards.
+            loaded: list[Any] = list(session.scalars(select(Flight)))
+            loaded += [airport.flights for airport in session.scalars(select(Airport))]
+        with session.bulk() as bulk:
+            for kind, payload in graph.values:
+                bulk.validate(data.draw(st.sampled_from(KINDS[kind])), payload)
+            bulk.resolve(strategy=strategy)
+            if undoes:
+                bulk.flush()
+                (bulk if undoes == "bulk" else session).rollback()
+                bulk.resolve(strategy=strategy)
+            bulk.commit()
+    assert found(db) == (
+        graph.countries,
+        graph.airports,
+        graph.tags,
+        graph.flights,
+        graph.links,
+    )
