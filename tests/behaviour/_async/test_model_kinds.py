@@ -57,7 +57,7 @@ from tests.fixtures.kinds import (
     Track,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 @pytest.fixture
@@ -510,7 +510,9 @@ class TestNames:
             "JOIN renamed p ON r.db_parent = p.db_id",
         )
 
-    async def test_quoted(self, session: AsyncSession, strategy: Any) -> None:
+    async def test_quoted(
+        self, db: Database, session: AsyncSession, strategy: Any
+    ) -> None:
         """Names with blanks and quotes, and words that SQL has reserved."""
 
         class OddIn(Spec[Odd]):
@@ -520,6 +522,8 @@ class TestNames:
         await keep(session, Odd(order="a"))
         await write(session, strategy, OddIn, {"order": "b", "group": "a"})
 
+        if db.manager.engines["default"].dialect.name == "mysql":
+            await session.execute(text("SET SESSION sql_mode = 'ANSI_QUOTES'"))
         assert [("b", "a")] == await stored(
             session,
             'SELECT o."order", g."order" FROM "Odd ""Table""" o JOIN "Odd ""Table""" g '
@@ -536,6 +540,8 @@ class TestNames:
             other: Ref[Away] | None = None
 
         dialect = db.manager.engines["default"].dialect.name
+        if dialect == "mysql":
+            pytest.skip("a schema is a database there")
         made = (
             "ATTACH ':memory:' AS side" if dialect == "sqlite" else "CREATE SCHEMA side"
         )

@@ -41,7 +41,7 @@ from tests.fixtures.models import (
     Vehicle,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 class AuthorIn(Spec[Author]):

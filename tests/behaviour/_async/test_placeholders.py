@@ -22,7 +22,7 @@ from tests.fixtures.models import (
     Vehicle,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 class BookIn(Spec[Book]):

@@ -40,7 +40,7 @@ from tests.fixtures.flights import (
     Trip,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 @pytest.fixture

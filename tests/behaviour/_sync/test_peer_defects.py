@@ -42,6 +42,8 @@ from tests.fixtures.models import (
     Vehicle,
 )
 
+pytestmark = [pytest.mark.every_database]
+
 
 class AuthorIn(Spec[Author]):
     code: str

@@ -23,6 +23,8 @@ from tests.fixtures.models import (
     Vehicle,
 )
 
+pytestmark = [pytest.mark.every_database]
+
 
 class BookIn(Spec[Book]):
     isbn: str

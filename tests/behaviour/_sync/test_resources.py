@@ -41,6 +41,8 @@ from tests.fixtures.flights import (
     Trip,
 )
 
+pytestmark = [pytest.mark.every_database]
+
 
 @pytest.fixture
 def db(url: str) -> Iterator[Database]:
