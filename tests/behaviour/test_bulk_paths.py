@@ -526,12 +526,18 @@ REFUSED: dict[str, Build] = {
         Identified(id=71, code="b"),
     ],
     "a duplicate": lambda session: [Plain(code="x"), Plain(code="x")],
+    "a duplicate with keys": lambda session: [
+        Plain(id=70, code="x", name="given"),
+        Plain(id=71, code="x"),
+    ],
+    "a duplicate with defaults": lambda session: [
+        Defaults(id=uuid.UUID(int=1), code="x", scalar=1),
+        Defaults(id=uuid.UUID(int=1), code="y", called=2, kinds={"a": 1}),
+    ],
     "a missing value": lambda session: [Plain(code="a"), Plain(code=None)],
     "a missing key": lambda session: [Composite(left=1)],
     "a wrong foreign key": lambda session: [Child(parent_id=999, name="a")],
-    "a parent of another class": lambda session: [
-        Child(parent=Plain(code="q"), name="a")
-    ],
+    "a parent of another class": lambda session: [Tree(parent=Plain(code="q"))],
     "a value of the wrong type": lambda session: [Plain(code="a", moment="yesterday")],
     "an impossible enum": lambda session: [Plain(code="a", colour="PINK")],
     "no parent where there must be one": lambda session: [Child(name="a")],
@@ -713,23 +719,37 @@ def test_after_changes(
     assert ours == theirs
 
 
+def attributes(instance: Any) -> dict[str, str]:
+    """Say what columns are set in an instance."""
+    state = inspect(instance)
+    names = state.mapper.column_attrs.keys() & state.dict.keys()
+    return {name: repr(state.dict[name]) for name in names}
+
+
 def refused(write: Callable[[Session, list[Any]], None], build: Build) -> Work:
     """Give what writes instances that are refused, and says how."""
 
     def work(session: Session) -> Any:
         session.add(Parent(code="seed"))
         session.commit()
+        instances = build(session)
+        given = list(map(attributes, instances))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                write(session, build(session))
+                write(session, instances)
         except Exception as error:  # noqa: BLE001  # whatever it is
             kind = _kind(error)
         else:
             kind = None, None
-        active = session.is_active
+        # What add_all() refuses, it refuses before the flush.
+        active = kind[0] is AssertionError or session.is_active
         session.rollback()
-        return kind, active, bool(session.new), rows_of(session)
+        left = [
+            before.items() <= attributes(instance).items()
+            for before, instance in zip(given, instances, strict=True)
+        ]
+        return kind, active, bool(session.new), left, rows_of(session)
 
     return work
 

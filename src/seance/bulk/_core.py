@@ -36,7 +36,7 @@ from ..references import (
 )
 from ..registration import Attempt, held_by
 from ..resources import Spec, entity_of
-from . import _run, _values
+from . import _pending, _run, _values
 from ._collector import paused
 from ._dialects import ensure_transaction
 from ._flush import Circular
@@ -139,7 +139,9 @@ class Bulk:
             self._registry.adopt(found)
         elif id(instance) not in self._given:
             self._given.add(id(instance))
-            self._values.append(_values.Value(instance, kind, instance))
+            is_own = state.key is not None
+            value = _values.Value(instance, kind, instance, is_own=is_own)
+            self._values.append(value)
             if (self._mapped[kind] and unconnected(instance)) or (
                 "info" in state.__dict__ and is_made(instance)
             ):
@@ -458,15 +460,13 @@ class Bulk:
         on_duplicate: OnDuplicate,
         batch_size: int | None,
     ) -> BulkReport:
-        _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
-        _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
-        _check_size(batch_size)
+        _check_writing(on_conflict, on_duplicate, batch_size)
         self._begin_writing(session, "flush")
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
         self._mark_beginning(session)
         if session._deleted or session.identity_map._modified:
-            _values.flush_others(session, self._values)
+            self._flush_others(session)
         try:
             with paused():
                 return _values.flush(
@@ -484,9 +484,13 @@ class Bulk:
     def _mark_beginning(self, session: Session) -> None:
         """Begin a savepoint after the work that was there before this bulk."""
         if self._began_inside and self._savepoint is None:
-            _values.flush_others(session, self._values)
+            self._flush_others(session)
             ensure_transaction(session.connection())
-            self._savepoint = _values.begin_savepoint(session)
+            self._savepoint = _pending.begin_savepoint(session)
+
+    def _flush_others(self, session: Session) -> None:
+        own = [v.instance for v in self._values if v.instance is not None]
+        _pending.flush_others(session, own)
 
     def _forget_undone(self, session: Session) -> None:
         """Forget what became of values in transactions that were rolled back."""
@@ -519,9 +523,7 @@ class Bulk:
         batch_size: int | None,
     ) -> BulkReport:
         # Before anything that would have to be undone.
-        _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
-        _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
-        _check_size(batch_size)
+        _check_writing(on_conflict, on_duplicate, batch_size)
         try:
             report = self._flush(
                 session, on_conflict, update_fields, on_duplicate, batch_size
@@ -574,6 +576,12 @@ def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
 def _check_size(batch_size: int | None) -> None:
     if batch_size is not None and batch_size < 1:
         raise SessionError(f"batch_size is at least 1, not {batch_size}")
+
+
+def _check_writing(on_conflict: str, on_duplicate: str, batch_size: int | None) -> None:
+    _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
+    _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+    _check_size(batch_size)
 
 
 @lru_cache(256)

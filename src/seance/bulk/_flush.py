@@ -25,9 +25,7 @@ def write_new(session: Session, instances: Iterable[Any], size: int) -> None:
     """
     INSERT the rows of new instances, and of those that are new in the session.
 
-    At most *size* at once.
-
-    Their session's transaction ends as it does when a flush fails.
+    At most *size* at once. Their session's transaction ends as it does when a flush fails.
     """
     writing = _Writing(session, size)
     writing.take(session._new)
@@ -243,12 +241,12 @@ def _levels(writer: Insertion, states: Sequence[State]) -> list[Sequence[State]]
 def _in_order(classes: Iterable[Mapper[Any]]) -> list[Mapper[Any]]:
     """Put classes in the order of the foreign keys between their tables."""
     mappers = list(classes)
-    tables = {
-        table: mapper
+    tables = dict.fromkeys(
+        table
         for mapper in mappers
         for table in mapper.tables
         if isinstance(table, Table)
-    }
+    )
     ordered: Any = sort_tables_and_constraints(tables)  # type: ignore[no-untyped-call]  # as SQLAlchemy has it
     places = {table: place for place, (table, _) in enumerate(ordered)}
     return sorted(

@@ -152,6 +152,15 @@ class _NotSet:
 _NOT_SET = _NotSet()
 
 
+def _put_back(held: Sequence[dict[str, Any]], key: str, values: Values) -> None:
+    """Set an attribute of instances to what it was."""
+    for each, value in zip(held, values, strict=True):
+        if value is _NOT_SET:
+            each.pop(key, None)
+        else:
+            each[key] = value
+
+
 class Insertion:
     """Writes new rows of one class."""
 
@@ -183,13 +192,13 @@ class Insertion:
         #: The column that the database counts up.
         self._counter: int | None = self._places.get(counter)
         #: The columns that the database fills, and whether a flush fetches them.
-        self._filled = [
+        self.filled = [
             place
             for place, attribute in enumerate(self.attributes)
             if attribute.column.server_default is not None and place != self._counter
         ]
         base: Any = mapper.base_mapper
-        self._fetches = base._prefer_eager_defaults(connection.dialect, self.table)
+        self.fetches = base._prefer_eager_defaults(connection.dialect, self.table)
         #: What is not in the instances before.
         self._made = [
             place
@@ -232,7 +241,7 @@ class Insertion:
             return False
         for relationship in self._collections:
             children = held.get(relationship.key)
-            if children and not self._name_it(state, relationship, children, writing):
+            if children and not _name_it(state, relationship, children, writing):
                 return False
         for relationship in self.parents:
             parent = held.get(relationship.key)
@@ -243,20 +252,6 @@ class Insertion:
                 ):
                     return False
         return True
-
-    def _name_it(
-        self, state: State, relationship: Any, children: Any, writing: Any
-    ) -> bool:
-        """Whether the children in a collection say themselves whose they are."""
-        [reverse] = relationship._reverse_property or {None}
-        if reverse is None or reverse.direction is not MANYTOONE:
-            return False
-        parent = state.obj()
-        return all(
-            child._sa_instance_state in writing
-            and child._sa_instance_state.dict.get(reverse.key) is parent
-            for child in members(children)
-        )
 
     def write(self, states: Sequence[State]) -> None:
         """
@@ -379,18 +374,20 @@ class Insertion:
         columns: list[Values],
     ) -> None:
         """Write rows that have the same columns, if it can be done here."""
-        filled = [place for place in self._filled if place not in present]
-        returned = filled if self._fetches else []
+        filled = [place for place in self.filled if place not in present]
+        returned = filled if self.fetches else []
         if self._counter is not None and self._counter not in present:
             returned = [self._counter, *returned]
         can_return = self.connection.dialect.insert_executemany_returning
         if not present or (returned and not can_return):
             return
         unknown = [self.attributes[n].key for n in filled if n not in returned]
+        before: dict[str, Values] = {}
 
         def settle() -> None:
             for place in {*self._made, *returned}:
                 key = self.attributes[place].key
+                before[key] = [each.get(key, _NOT_SET) for each in held]
                 for each, value in zip(held, columns[place], strict=True):
                     each[key] = value
             self.make_persistent(states, held)
@@ -405,9 +402,8 @@ class Insertion:
             # The server has its own work to do meanwhile.
             self._copy(present, columns, settle)
         except BaseException:
-            for place in self._made:
-                for each in held:
-                    each.pop(self.attributes[place].key, None)
+            for key, values in before.items():
+                _put_back(held, key, values)
             raise
 
     def _draw(self, states: Sequence[State], columns: list[Values]) -> dict[State, Any]:
@@ -522,6 +518,21 @@ class Insertion:
         State._commit_all_states(every, session.identity_map)
         for state in session._new.keys() & states if session._new else ():
             del session._new[state]
+
+
+def _name_it(
+    state: State, relationship: Any, children: Any, writing: Collection[State]
+) -> bool:
+    """Whether the children in a collection say themselves whose they are."""
+    reverses = list(relationship._reverse_property)
+    if len(reverses) != 1 or reverses[0].direction is not MANYTOONE:
+        return False
+    parent = state.obj()
+    return all(
+        child._sa_instance_state in writing
+        and child._sa_instance_state.dict.get(reverses[0].key) is parent
+        for child in members(children)
+    )
 
 
 def members(collection: Any) -> Iterable[Any]:

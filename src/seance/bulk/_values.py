@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -20,7 +18,7 @@ from sqlalchemy.orm import (
     object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.orm.base import PASSIVE_NO_FETCH, PASSIVE_NO_INITIALIZE
+from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import ResolutionError, SessionError
@@ -31,7 +29,6 @@ from ..graphs import (
     is_given,
     items_of,
     relationship_names,
-    unconnected,
 )
 from ..keys import Shape, columns_of, identifiers
 from ..making import check_writable, make
@@ -67,7 +64,7 @@ class Value:
     is_filled: bool = False
     #: Whether its instance is one that the session knew already.
     was_known: bool = False
-    #: What a mapped instance said before it became that of a row.
+    #: The columns a mapped instance had set before it became that of a row.
     payload: dict[str, Any] | None = None
     #: The transaction in which all this became so.
     placed_in: SessionTransaction | None = None
@@ -81,7 +78,10 @@ class Value:
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
         """Make the value for a mapped instance, or a ``Spec`` that describes one."""
-        return cls(given, entity, None if isinstance(given, Spec) else given)
+        if isinstance(given, Spec):
+            return cls(given, entity)
+        is_own = given._sa_instance_state.key is not None
+        return cls(given, entity, given, is_own=is_own)
 
     @property
     def held(self) -> dict[str, Any]:
@@ -131,7 +131,6 @@ class Value:
         if self.related is None and not isinstance(self.given, Spec):
             state = self.given._sa_instance_state
             held = state.dict
-            self.is_own = state.key is not None
             self.related = {
                 name: items_of(held[name])
                 if isinstance(held[name], (list, set, dict))
@@ -161,7 +160,7 @@ class Value:
         if payload is not None:
             for name in _set_attributes(given):
                 held.pop(name)
-            held.update({n: payload[n] for n in payload if n not in names})
+            held.update(payload)
         for name in self.unkeyed:
             held.pop(name, None)
         if self.related is None:
@@ -377,11 +376,8 @@ def place(
         return
     check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
-        # Collections are emptied where they are.
-        value.payload = {
-            name: copy(held) if hasattr(held, "_sa_adapter") else held
-            for name, held in value.held.items()
-        }
+        names = relationship_names(inspect(value.entity))
+        value.payload = {n: held for n, held in value.held.items() if n not in names}
     mapper = inspect(value.entity)
     identity = tuple(
         row[mapper.get_property_by_column(column).key] for column in mapper.primary_key
@@ -437,111 +433,6 @@ def discard(session: Session, instance: Any) -> None:
         # Or the collection on the other side would bring it back.
         if relationship.key in held and relationship._reverse_property:
             connect(instance, relationship, [] if relationship.uselist else None)
-
-
-def flush_others(session: Session, values: Collection[Value]) -> None:
-    """
-    Flush what is pending in a session and has nothing to do with the *values*.
-
-    It may give away what they take, a key for example, and is not undone with them.
-    """
-    own = {
-        value.instance._sa_instance_state
-        for value in values
-        if value.instance is not None
-    }
-    changed: Any = session.identity_map._modified
-    pending = [s for s in [*session._new, *session._deleted, *changed] if s not in own]
-    moved = {state: _moved(state) for state in pending}
-    reached = own
-    while reached:
-        reached = {state for state in moved if not reached.isdisjoint(moved[state])}
-        for state in reached:
-            del moved[state]
-    if not moved:
-        return
-    with set_aside(session, values), _hidden(session, moved):
-        session.flush()
-
-
-@contextmanager
-def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
-    """Let a session forget for a while that other objects than *shown* are pending."""
-    modified = session.identity_map._modified
-    others = {state for state in modified if state not in shown}
-    new = {s: obj for s, obj in session._new.items() if s not in shown}
-    deleted = {s: obj for s, obj in session._deleted.items() if s not in shown}
-    modified -= others
-    for state in new:
-        del session._new[state]
-    for state in deleted:
-        del session._deleted[state]
-    try:
-        yield
-    finally:
-        if session.is_active:
-            modified |= {state for state in others if state.modified}
-            session._new.update(new)
-            session._deleted.update(deleted)
-        else:
-            # As the rollback leaves those that it knows of.
-            session._expunge_states(new, to_transient=True)
-
-
-def _moved(state: Any) -> set[Any]:
-    """Give what an object has come to refer to, or does so no longer."""
-    found: list[Any] = []
-    for relationship in state.mapper.relationships:
-        name = relationship.key
-        waiting = state._pending_mutations.get(name)
-        if waiting is not None:
-            found += [*waiting.added_items, *waiting.deleted_items]
-        elif name in state.committed_state:
-            history = state.get_history(name, PASSIVE_NO_INITIALIZE)
-            found += [*history.added, *history.deleted]
-    return {each._sa_instance_state for each in found if each is not None}
-
-
-def begin_savepoint(session: Session) -> SessionTransaction:
-    """Begin a savepoint; what is pending is flushed inside of it."""
-    session._flushing = True
-    try:
-        return session.begin_nested()
-    finally:
-        session._flushing = False
-
-
-@contextmanager
-def set_aside(session: Session, values: Iterable[Value]) -> Iterator[None]:
-    """
-    Take new values out of the collections of other instances for a while.
-
-    A flush meanwhile finds them there and warns that they are not in the session.
-    """
-    aside: list[tuple[Any, RelationshipProperty[Any], Any]] = []
-    for value in values:
-        instance = value.instance
-        if instance is None or not inspect(instance).transient:
-            continue
-        held, hidden = inspect(instance).dict, unconnected(instance)
-        for relationship in inspect(value.entity).relationships:
-            name = relationship.key
-            if held.get(name) and name not in hidden and relationship._reverse_property:
-                given = held[name]
-                given = items_of(given) if relationship.uselist else given
-                aside.append((instance, relationship, given))
-    # Not before all is known: taken out of one, it is gone from the other side.
-    for instance, relationship, _ in aside:
-        connect(instance, relationship, [] if relationship.uselist else None)
-    try:
-        yield
-    finally:
-        for instance, relationship, given in aside:
-            connect(instance, relationship, given)
-        if not session.is_active:
-            # What a rollback has undone is not changed again.
-            for state in list(session.identity_map._modified):
-                state._expire(state.dict, session.identity_map._modified)
 
 
 def _replace_proxies(instance: Any) -> None:

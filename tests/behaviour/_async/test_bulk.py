@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import event, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from seance import (
@@ -514,6 +514,21 @@ class TestUndoOfUpdates:
         assert ["updated"] == report.statuses
         assert [("a", "given", "pending")] == await authors(session)
         assert 1 == await count(session, Tag)
+
+    async def test_a_row_stays_a_row(self, session: AsyncSession) -> None:
+        """A value that was the session's instance of a row is so after a rollback."""
+        session.add(Tag(name="before"))
+        await session.commit()
+        [tag] = await session.scalars(select(Tag))
+        async with session.bulk() as bulk:
+            tag.name = "given"
+            bulk.add(tag)
+            await bulk.flush()
+            await bulk.rollback()
+
+            assert inspect(tag).persistent
+            await session.refresh(tag)
+            assert "before" == tag.name
 
     @pytest.mark.parametrize("made_by", [AuthorIn, Author])
     async def test_what_was_committed_stays(

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import event, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from seance import (
@@ -501,6 +501,21 @@ class TestUndoOfUpdates:
         assert ["updated"] == report.statuses
         assert [("a", "given", "pending")] == authors(session)
         assert 1 == count(session, Tag)
+
+    def test_a_row_stays_a_row(self, session: Session) -> None:
+        """A value that was the session's instance of a row is so after a rollback."""
+        session.add(Tag(name="before"))
+        session.commit()
+        [tag] = session.scalars(select(Tag))
+        with session.bulk() as bulk:
+            tag.name = "given"
+            bulk.add(tag)
+            bulk.flush()
+            bulk.rollback()
+
+            assert inspect(tag).persistent
+            session.refresh(tag)
+            assert "before" == tag.name
 
     @pytest.mark.parametrize("made_by", [AuthorIn, Author])
     def test_what_was_committed_stays(self, session: Session, made_by: type) -> None:
