@@ -119,13 +119,11 @@ class Rows:
     """
     Valid rows that set the same fields: where each is from, and its values.
 
-    ``values`` are tuples of fields, until they are turned into ``fields``, the
-    same by field; ``columns`` are by column of the table.
+    ``fields`` has them by field, ``columns`` by column of the table.
     """
 
     layout: Layout
     records: list[Record]
-    values: list[Row] = field(default_factory=list)
     fields: list[Sequence[Any]] = field(default_factory=list)
     columns: list[Sequence[Any]] = field(default_factory=list)
     #: Those that are rejected, by position.

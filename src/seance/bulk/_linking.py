@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any, Literal
 
@@ -47,7 +48,6 @@ class Linker:
     The references of one load: equal keys are one proxy, as far as they are kept.
 
     Attributes:
-        bulk: What is the current bulk while rows are validated.
         problems: Why what a reference names could not be made, by its id.
     """
 
@@ -66,23 +66,27 @@ class Linker:
         self.on_missing = on_missing
         self.problems: dict[int, str] = {}
         self._registry = Registry()
-        self.bulk: Any = _Interning(self._registry)
+        self._bulk: Any = _Interning(self._registry)
 
-    def make(self, batches: Iterable[Rows], validator: RowValidator) -> None:
-        """Turn rows into fields and keys into references; reject what is no key."""
-        token = SESSION_BULK_CONTEXT.set(self.bulk)
+    @contextmanager
+    def registering(self) -> Iterator[None]:
+        """Have what is validated register its references here."""
+        token = SESSION_BULK_CONTEXT.set(self._bulk)
         try:
-            for batch in batches:
-                batch.fields = [alike(c) for c in zip(*batch.values, strict=True)]
-                batch.values = []
-                fields = batch.layout.fields
-                for row, name, error in validator.references(fields, batch.fields):
-                    if row not in batch.refused:
-                        batch.refused.add(row)
-                        label, message = self.labels[name], error.message()
-                        self.rejects.add(batch.records[row], label, error.type, message)
+            yield
         finally:
             SESSION_BULK_CONTEXT.reset(token)
+
+    def make(self, batches: Iterable[Rows], validator: RowValidator) -> None:
+        """Turn keys into references, in a block of ours; reject what is no key."""
+        for batch in batches:
+            batch.fields = list(map(alike, batch.fields))
+            fields = batch.layout.fields
+            for row, name, error in validator.references(fields, batch.fields):
+                if row not in batch.refused:
+                    batch.refused.add(row)
+                    label, message = self.labels[name], error.message()
+                    self.rejects.add(batch.records[row], label, error.type, message)
 
     def look_up(self) -> None:
         """Look up the references that were made since :meth:`forget`."""

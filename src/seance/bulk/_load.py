@@ -7,7 +7,6 @@ resolved references, and rows that wait for others, which are put aside.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,36 +15,32 @@ from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
 
-from pydantic import ValidationError
 from sqlalchemy import Table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionState
 
-from ..context import SESSION_BULK_CONTEXT
 from ..errors import LoadError, RejectedRowsError
 from ..keys import mapper_of
 from ..resources import entity_of
 from ._aside import Aside
 from ._attempts import Attempts
+from ._checking import Checker
 from ._collector import paused
 from ._creating import Creator
-from ._layout import Layout, Layouts, Rows
+from ._layout import Layouts, Rows
 from ._linking import Linker, LoadMissing, is_kin
 from ._order import Order, Waiter, has_pending, named_by
 from ._refusing import RefusingWriter
 from ._rejects import Rejects, RejectsFile
 from ._report import LoadReport
 from ._sources import Record, Records
-from ._validate import RowValidator, problems_of
+from ._validate import RowValidator
 from ._values import OnConflict
 
 Commit = Literal["once", "batch"]
 Progress = Callable[[LoadReport], object]
 Source = str | os.PathLike[str] | IO[Any] | Iterable[Any]
-
-#: Sets of names of JSON objects that are remembered to be known.
-_KEPT_NAMES = 50_000
 
 
 def load(
@@ -186,14 +181,11 @@ class _Loader:
             else None
         )
         self.validator = RowValidator(into, json=records.json)
-        self.seen: set[tuple[str, ...]] = set()
+        self.checker = Checker(records, self.layouts, self.rejects, self.validator)
         self.names_itself = any(is_kin(each, self.mapper) for each in named)
         self.aside = Aside()
         self.line = start - 1
         self.committed = self.report.counts()
-        self.header_layout: Layout | None = None
-        if records.header is not None:
-            self.header_layout = self.layouts.of_header(records.header)
 
     def run(self, size: int, tell: Callable[[LoadReport], None]) -> LoadReport:
         """Load everything, and end the transaction."""
@@ -363,10 +355,11 @@ class _Loader:
     def _linked(self, records: list[Record]) -> list[Rows]:
         """Validate rows and look up what they name."""
         self.rejects.lines.clear()
-        with self._timed("validate"):
-            batches = self._validated(records)
+        with self._timed("validate"), self.linker.registering():
+            batches = self.checker.rows(records)
         with self._timed("resolve"):
-            self.linker.make(batches, self.validator)
+            with self.linker.registering():
+                self.linker.make(batches, self.validator)
             self.linker.look_up()
         return batches
 
@@ -475,61 +468,3 @@ class _Loader:
                     batch.fields = []
         with self._timed("write"):
             self.writer.write(batches)
-
-    def _validated(self, records: list[Record]) -> list[Rows]:
-        validate, values = self.validator.validate, self.validator.values
-        header = self.records.header
-        width = 0 if header is None else len(header)
-        layout = self.header_layout
-        batches: dict[int, Rows] = {}
-        current = _rows_for(layout, batches) if layout is not None else None
-        token = SESSION_BULK_CONTEXT.set(self.linker.bulk)
-        try:
-            for record in records:
-                row = record[1]
-                if header is not None:
-                    if len(row) != width:
-                        message = f"{len(row)} fields where the header has {width}"
-                        self.rejects.add(record, "", "columns", message)
-                        continue
-                    row = dict(zip(header, row))  # noqa: B905  # compared above
-                try:
-                    valid = validate(row)
-                except ValidationError as error:
-                    first, *more = problems_of(error)
-                    self.rejects.add(record, *first, tuple(more))
-                    continue
-                if layout is None:
-                    if not self._has_known_names(record):
-                        continue
-                    current = _rows_for(
-                        self.layouts.of(self.validator.given(valid)), batches
-                    )
-                assert current is not None
-                current.values.append(current.layout.get(values(valid)))
-                current.records.append(record)
-        finally:
-            SESSION_BULK_CONTEXT.reset(token)
-        return [batch for batch in batches.values() if batch.records]
-
-    def _has_known_names(self, record: Record) -> bool:
-        """Check the names of an object; those of a CSV file are its header's."""
-        if self.layouts.is_open:
-            return True
-        names = tuple(json.loads(record[1]) if self.records.json else record[1])
-        if names in self.seen:
-            return True
-        for name in self.layouts.unknown(names):
-            message = f"unknown field {name!r}"
-            self.rejects.add(record, name, "extra_forbidden", message)
-            return False
-        if len(self.seen) < _KEPT_NAMES:
-            self.seen.add(names)
-        return True
-
-
-def _rows_for(layout: Layout, batches: dict[int, Rows]) -> Rows:
-    rows = batches.get(id(layout))
-    if rows is None:
-        rows = batches[id(layout)] = Rows(layout, [])
-    return rows

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..errors import LoadError
-from ._report import LoadReport, Reject
+from ._report import LoadReport, Problem, Reject
 from ._sources import Record, plain
 
 
@@ -117,7 +119,7 @@ class Rejects:
         field: str,
         reason: str,
         message: str,
-        more: tuple[tuple[str, str, str], ...] = (),
+        more: tuple[Problem, ...] = (),
     ) -> None:
         """Reject *record* because of *field* (what the source calls it)."""
         line, row = record
@@ -127,3 +129,28 @@ class Rejects:
         if len(self.report.rejects) < self.report.MOST_REJECTS:
             self.report.rejects.append(reject)
         self.file.write(reject)
+
+
+def details(error: ValidationError) -> Iterator[tuple[tuple[Any, ...], str, str]]:
+    """Give place, reason and message of each thing that is wrong with a value."""
+    for problem in error.errors(include_url=False, include_input=False):
+        yield problem["loc"], problem["type"], problem["msg"]
+
+
+def place_of(*loc: Any) -> str:
+    """Give a place in a row as text."""
+    return ".".join(map(str, loc))
+
+
+def problems_of(error: ValidationError, label: str = "") -> list[Problem]:
+    """
+    Give what is wrong with a row.
+
+    Args:
+        label: The field that was validated; none if it was the whole row.
+    """
+    around = (label,) if label else ()
+    return [
+        (place_of(*around, *loc), reason, message)
+        for loc, reason, message in details(error)
+    ]

@@ -114,6 +114,10 @@ class ReferenceCount:
         return replace(self, missing_keys=self.missing_keys.copy())
 
 
+#: What is wrong with a row: the field, the reason, and a message.
+Problem = tuple[str, str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """A row of a source that was not written."""
@@ -124,7 +128,7 @@ class Reject:
     message: str
     row: Any
     #: Further things wrong with the same row.
-    more: tuple[tuple[str, str, str], ...] = ()
+    more: tuple[Problem, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message

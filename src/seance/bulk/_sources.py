@@ -257,8 +257,8 @@ def _csv_records(reader: Any, null: frozenset[str]) -> Iterator[Record]:
 
 
 def _mappings(source: Iterable[Any]) -> Iterator[Record]:
-    for number, row in enumerate(source, 1):
-        yield _mapping(number, row)
+    for record in enumerate(source, 1):
+        yield record if type(record[1]) is dict else _mapping(*record)
 
 
 def _mapping(number: int, row: Any) -> Record:

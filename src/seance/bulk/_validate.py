@@ -16,10 +16,10 @@ from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticCustomError, SchemaValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ..references import Proxy, ReferenceValidator
-from ..resources import is_exact
+from ._fields import fields_of
 
 #: A row (by position) and field that is no valid reference, and why.
 Refused = tuple[int, str, PydanticCustomError]
@@ -35,8 +35,12 @@ class RowValidator:
     """
 
     def __init__(self, model: type[BaseModel], *, json: bool) -> None:
-        self.later, self.optional, fields = _deferred(model)
-        validator: Any = fields or model.__pydantic_validator__
+        fields = fields_of(model)
+        self.later = {} if fields is None else fields.later
+        self.optional = set() if fields is None else fields.optional
+        validator: Any = (
+            model.__pydantic_validator__ if fields is None else fields.validator()
+        )
         #: Validates one record; raises ``ValidationError``.
         self.validate: Callable[[Any], Any] = (
             validator.validate_json if json else validator.validate_python
@@ -44,14 +48,13 @@ class RowValidator:
         # A model that does nothing of its own with its values need not be made
         # only to be taken apart: without it there are its values, extra ones,
         # and the names of those that were set.
-        deferred = fields is not None
         #: Gives the values by field of what :attr:`validate` gave.
         self.values: Callable[[Any], dict[str, Any]] = (
-            itemgetter(0) if deferred else attrgetter("__dict__")
+            attrgetter("__dict__") if fields is None else itemgetter(0)
         )
         #: Gives the names of the fields that were set.
         self.given: Callable[[Any], set[str]] = (
-            itemgetter(2) if deferred else attrgetter("__pydantic_fields_set__")
+            attrgetter("__pydantic_fields_set__") if fields is None else itemgetter(2)
         )
 
     def references(
@@ -199,98 +202,3 @@ def _each(
             refused.append((row, name, error))
             references.append(None)
     return references
-
-
-def _deferred(
-    model: type[BaseModel],
-) -> tuple[dict[str, ReferenceValidator], set[str], SchemaValidator | None]:
-    """
-    Give the fields whose references can wait, those of them that may be null, and
-    a validator that leaves them.
-
-    None can where anything else of the model may look at them: validators that
-    run after a field or the model, an ``__init__`` or ``model_post_init``.
-    """
-    schema: Any = model.__pydantic_core_schema__
-    if is_exact(schema):
-        # Each different reference is validated by itself, so what is refused
-        # registers nothing.
-        schema = schema["schema"]
-    if (
-        not isinstance(schema, dict)
-        or schema.get("type") != "model"
-        or schema.get("post_init")
-        or schema.get("custom_init")
-    ):
-        return {}, set(), None
-    config = schema.get("config")
-    before = []
-    inner = schema["schema"]
-    while inner["type"] == "function-before":
-        before.append(inner)
-        inner = inner["schema"]
-    if inner["type"] != "model-fields":
-        return {}, set(), None
-    if any(_looks_around(field["schema"]) for field in inner["fields"].values()):
-        return {}, set(), None
-    later: dict[str, ReferenceValidator] = {}
-    optional: set[str] = set()
-    fields = {}
-    for name, field in inner["fields"].items():
-        left, validator = _left_as_it_came(field["schema"])
-        if validator is not None:
-            later[name] = validator
-            if _is_nullable(field["schema"]):
-                optional.add(name)
-        fields[name] = {**field, "schema": left}
-    if any(source not in fields for v in later.values() for source in v.sources):
-        return {}, set(), None
-    inner = {**inner, "fields": fields}
-    for outer in reversed(before):
-        inner = {**outer, "schema": inner}
-    return later, optional, SchemaValidator(inner, config)
-
-
-def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:
-    """Give *schema* without the validation of a reference, if it is one."""
-    if schema["type"] == "nullable":
-        inner, validator = _left_as_it_came(schema["schema"])
-        return {**schema, "schema": inner}, validator
-    if schema["type"] == "default" and "default_factory" not in schema:
-        inner, validator = _left_as_it_came(schema["schema"])
-        if schema["default"] is None and (
-            _is_nullable(inner) or (validator is not None and validator.sources)
-        ):
-            return {**schema, "schema": inner, "validate_default": False}, validator
-    if schema["type"] == "function-plain":
-        validator = (schema.get("metadata") or {}).get("seance_reference")
-        if validator is not None:
-            return {"type": "any"}, validator
-    return schema, None
-
-
-def _looks_around(schema: Any) -> bool:
-    """Whether what makes a field may read the fields before it."""
-    if isinstance(schema, (list, tuple)):
-        return any(map(_looks_around, schema))
-    if not isinstance(schema, dict):
-        return False
-    if "seance_reference" in (schema.get("metadata") or ()):
-        return False
-    if schema.get("type") == "with-info" or schema.get("default_factory_takes_data"):
-        return True
-    return any(map(_looks_around, schema.values()))
-
-
-def _is_nullable(schema: Any) -> bool:
-    while schema["type"] == "default":
-        schema = schema["schema"]
-    return bool(schema["type"] == "nullable")
-
-
-def problems_of(error: ValidationError) -> list[tuple[str, str, str]]:
-    """Give field, reason and message of each thing that is wrong with a row."""
-    return [
-        (".".join(map(str, problem["loc"])), problem["type"], problem["msg"])
-        for problem in error.errors(include_url=False, include_input=False)
-    ]
