@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
-from ._core import Bulk, BulkEntry, Scope
+from ._core import Bulk
+from ._holding import BulkEntry, Scope
 from ._linking import LoadMissing
 from ._load import Commit, Progress, Source, load
 from ._report import BulkReport, Failure, LoadReport, Reject, Resolution

@@ -1,85 +1,43 @@
-"""What a bulk holds, and what it does, written once for a sync session."""
+"""What a bulk does with what it holds, written once for a sync session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
 from weakref import WeakSet
 
-from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import event, inspect
-from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.orm.state import InstanceState
 
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
-from ..graphs import (
-    connect_all,
-    contents,
-    is_made,
-    is_waiting,
-    relationship_names,
-    unconnected,
-)
-from ..keys import identifiers
-from ..placeholders import Placeholders, reference_in, replace_in
-from ..references import (
-    Proxy,
-    Registry,
-    is_resolved,
-    shape_of,
-    target_of,
-    unsettle,
-)
-from ..registration import Attempt, held_by
-from ..resources import Spec, entity_of
+from ..graphs import connect_all, is_waiting
+from ..placeholders import replace_in
+from ..references import Proxy, is_resolved, target_of, unsettle
+from ..resources import Spec
 from . import _pending, _run, _values
 from ._collector import paused
 from ._dialects import ensure_transaction
 from ._flush import Circular
+from ._holding import Holding, Scope, check
 from ._local import Local, settle
 from ._plan import BATCH
 from ._report import BulkReport, Failure, Resolution, describe
 from ._run import Strategy
 from ._values import OnConflict, OnDuplicate
 
-T = TypeVar("T")
 R = TypeVar("R")
-Scope = Literal["all", "references", "values"]
 
 
-@dataclass(slots=True, eq=False)
-class BulkEntry:
-    """One thing a bulk holds: a reference (a proxy) or a value."""
-
-    instance: Any
-    is_reference: bool
-    entity: type[Any]
-    is_resolved: bool
-
-
-class Bulk:
+class Bulk(Holding):
     """What a bulk holds, and what it does; see :class:`SessionBulk`."""
 
     def __init__(self, session: Any, *, proxy_reference: bool = True) -> None:
+        super().__init__(proxy_reference=proxy_reference)
         self.session = session
-        self.proxy_reference = proxy_reference
-        self._placeholders = Placeholders()
-        hand = None if proxy_reference else self._placeholders.of
-        self._registry = Registry(hand)
-        self._values: list[_values.Value] = []
-        #: What was given as a whole, by id: where failures are located.
-        self._payloads: dict[int, Any] = {}
         self._hydrated: set[int] = set()
         #: References that stand for values.
         self._named: list[Proxy] = []
-        self._given: set[int] = set()
-        #: The mapped classes there were instances of, and whether they have
-        #: relationships.
-        self._mapped: dict[type[Any], bool] = {}
         # What was current before each block that is open, and before the last left.
         self._previous: list[Any] = []
         self._before: Any = None
@@ -88,183 +46,6 @@ class Bulk:
         self._savepoint: SessionTransaction | None = None
         #: What was rolled back, by whomever, since values were last looked at.
         self._rolled_back: list[SessionTransaction] = []
-
-    def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__}: {len(self._registry)} references, "
-            f"{len(self._values)} values>"
-        )
-
-    def add(self, instance: Any, *, is_reference: bool = False) -> None:
-        """
-        Take in a value or references; no I/O.
-
-        Args:
-            instance: A mapped instance or a ``Spec`` (values), a proxy, or any
-                Pydantic model: the references it holds.
-            is_reference: Take a mapped instance as a reference to the row it is.
-
-        Raises:
-            SessionError: Anything else.
-        """
-        kind = type(instance)
-        if kind in self._mapped and not is_reference:
-            # Most of what there is.
-            self._add_instance(instance, kind)
-        elif type(instance) is Proxy:
-            self._registry.adopt(instance)
-        # A model of SQLModel is both; it is a value.
-        elif isinstance(instance, BaseModel) and not _is_mapped(instance):
-            self._take_in(instance)
-            if isinstance(instance, Spec):
-                self._add_value(instance, entity_of(type(instance)))
-        elif not _is_mapped(instance):
-            raise SessionError(
-                f"a bulk takes mapped instances, proxies and Pydantic models, "
-                f"not {instance!r}"
-            )
-        elif is_reference:
-            found = reference_in(instance)
-            is_proxy = type(found) is Proxy
-            self._registry.adopt(found if is_proxy else _values.reference_to(instance))
-        else:
-            self._mapped[kind] = bool(relationship_names(inspect(kind)))
-            self._add_instance(instance, kind)
-
-    def _add_instance(self, instance: Any, kind: type[Any]) -> None:
-        state = instance._sa_instance_state
-        if type(state) is not InstanceState and (
-            type(found := reference_in(instance)) is Proxy
-        ):
-            self._registry.adopt(found)
-        elif id(instance) not in self._given:
-            self._given.add(id(instance))
-            is_own = state.key is not None
-            value = _values.Value(instance, kind, instance, is_own=is_own)
-            self._values.append(value)
-            if (self._mapped[kind] and unconnected(instance)) or (
-                "info" in state.__dict__ and is_made(instance)
-            ):
-                self._take_in(instance)
-
-    def validate(self, type_: type[T] | Any, data: Any) -> T | Any:
-        """
-        Validate *data* as Pydantic would, and add what comes out; no I/O.
-
-        References register, and so do values of :class:`Resource` and ``Spec``, and
-        lists of them. A failure to resolve one says where it is in *data*.
-
-        Args:
-            type_: Any type that Pydantic takes, or a ``TypeAdapter``.
-
-        Raises:
-            ValidationError: Pydantic's; nothing was added.
-        """
-        return self._validate(adapter_of(type_).validate_python, data)
-
-    def validate_json(self, type_: type[T] | Any, text: str | bytes) -> T | Any:
-        """
-        As :meth:`validate`, of JSON.
-
-        Raises:
-            ValidationError: Pydantic's; nothing was added.
-        """
-        return self._validate(adapter_of(type_).validate_json, text)
-
-    def _validate(self, validate: Callable[[Any], Any], given: Any) -> Any:
-        attempt = Attempt(self)
-        token = SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # as _enter
-        try:
-            payload = attempt.run(validate, given)
-        finally:
-            SESSION_BULK_CONTEXT.reset(token)
-        attempt.keep(payload, held_by(payload))
-        self._take_in(payload)
-        for each in _each(payload):
-            if isinstance(each, Spec):
-                self._add_value(each, entity_of(type(each)))
-            elif type(each) is not Proxy and hasattr(each, "_sa_instance_state"):
-                self._add_value(each, type(each))
-        return payload
-
-    def _add_values(self, values: Iterable[Any], payload: Any) -> None:
-        for value in values:
-            self._add_value(value, type(value))
-        self._payloads[id(payload)] = payload
-
-    def _take_in(self, payload: Any) -> None:
-        """Register the references of a payload, and its values made outside."""
-        self._payloads[id(payload)] = payload
-        for _, found in contents(payload):
-            if type(found) is Proxy:
-                self._registry.adopt(found)
-            elif hasattr(found, "_sa_instance_state") and is_made(found):
-                self._add_value(found, type(found))
-
-    def _add_value(self, given: Any, entity: type[Any]) -> None:
-        if id(given) not in self._given:
-            self._given.add(id(given))
-            self._values.append(_values.Value.of(given, entity))
-
-    def entries(self) -> Iterator[BulkEntry]:
-        """Give everything the bulk holds: references, then values, as they came."""
-        for proxy in self._registry:
-            entity = shape_of(proxy).entity
-            given = proxy if self.proxy_reference else self._placeholders.of(proxy)
-            yield BulkEntry(given, True, entity, is_resolved(proxy))
-        for value in self._values:
-            yield BulkEntry(
-                value.given if value.instance is None else value.instance,
-                False,
-                value.entity,
-                value.is_row,
-            )
-
-    def get(
-        self,
-        entity: type[T],
-        *,
-        resolved: bool | None = None,
-        scope: Scope = "all",
-    ) -> list[T]:
-        """
-        List what the bulk holds of a mapped class and its subclasses.
-
-        In the order they were added. A resolved reference is given as the
-        session's instance, an unresolved one as its proxy.
-        """
-        _check(scope, "scope", ("all", "references", "values"))
-        found = []
-        for entry in self.entries():
-            if not issubclass(entry.entity, entity):
-                continue
-            if scope != "all" and entry.is_reference != (scope == "references"):
-                continue
-            if resolved is not None and entry.is_resolved != resolved:
-                continue
-            found.append(
-                target_of(entry.instance)
-                if type(entry.instance) is Proxy and entry.is_resolved
-                else entry.instance
-            )
-        return found
-
-    @property
-    def resolved(self) -> dict[type[Any], list[BulkEntry]]:
-        """The entries that are known to be rows, by entity."""
-        return self._by_entity(resolved=True)
-
-    @property
-    def unresolved(self) -> dict[type[Any], list[BulkEntry]]:
-        """The entries that are not known to be rows, by entity."""
-        return self._by_entity(resolved=False)
-
-    def _by_entity(self, *, resolved: bool) -> dict[type[Any], list[BulkEntry]]:
-        found: dict[type[Any], list[BulkEntry]] = {}
-        for entry in self.entries():
-            if entry.is_resolved is resolved:
-                found.setdefault(entry.entity, []).append(entry)
-        return found
 
     def _enter(self) -> None:
         self._began_inside = bool(self.session.in_transaction())
@@ -301,8 +82,8 @@ class Bulk:
         strategy: Strategy,
         batch_size: int | None,
     ) -> Resolution:
-        _check(scope, "scope", ("all", "references", "values"))
-        _check(strategy, "strategy", ("bind", "hydrate"))
+        check(scope, "scope", ("all", "references", "values"))
+        check(strategy, "strategy", ("bind", "hydrate"))
         _check_size(batch_size)
         self._forget_undone(session)
         references: list[Proxy] = []
@@ -421,14 +202,6 @@ class Bulk:
             and id(key) in of_values
             and not any(id(each) in outcome.rows for each in local.keys_of(value))
         ]
-
-    def _references(self) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
-        """Give the references in what was given, and where they are."""
-        payloads = list(self._payloads.values())
-        for number, payload in enumerate(payloads):
-            for loc, proxy in contents(payload):
-                if type(proxy) is Proxy:
-                    yield ((number, *loc) if len(payloads) > 1 else loc), proxy
 
     def _circular(self, instances: list[Any]) -> list[Failure]:
         """Describe new values that need each other's keys."""
@@ -567,54 +340,12 @@ def _tell(session: Session, transaction: SessionTransaction) -> None:
         bulk._rolled_back.append(transaction)
 
 
-def _check(given: str, name: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        options = ", ".join(map(repr, allowed))
-        raise SessionError(f"{name} is one of {options}, not {given!r}")
-
-
 def _check_size(batch_size: int | None) -> None:
     if batch_size is not None and batch_size < 1:
         raise SessionError(f"batch_size is at least 1, not {batch_size}")
 
 
 def _check_writing(on_conflict: str, on_duplicate: str, batch_size: int | None) -> None:
-    _check(on_conflict, "on_conflict", ("raise", "update", "skip"))
-    _check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
+    check(on_conflict, "on_conflict", ("raise", "update", "skip"))
+    check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
     _check_size(batch_size)
-
-
-@lru_cache(256)
-def _adapter(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
-
-
-def adapter_of(type_: Any) -> TypeAdapter[Any]:
-    """Give what validates a type."""
-    if isinstance(type_, TypeAdapter):
-        return type_
-    try:
-        return _adapter(type_)
-    except TypeError:
-        # What annotates a type may have no hash.
-        return TypeAdapter(type_)
-
-
-def _each(payload: Any) -> Iterator[Any]:
-    """Give a payload, or what the collection that it is holds."""
-    if isinstance(payload, (list, tuple, set, frozenset)):
-        for item in payload:
-            yield from _each(item)
-    elif isinstance(payload, Mapping):
-        yield from _each(list(payload.values()))
-    else:
-        yield payload
-
-
-def _is_mapped(instance: Any) -> bool:
-    try:
-        identifiers(type(instance))
-        inspect(instance)
-    except (NoInspectionAvailable, ValueError):
-        return False
-    return True
