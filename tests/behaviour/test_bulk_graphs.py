@@ -19,7 +19,6 @@ from sqlalchemy import Column, ForeignKey, String, Table, UniqueConstraint, sele
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, relationship
 
 from seance import Database, Ref, Resource, Spec
-from tests.fixtures.databases import Databases
 
 
 class Base(DeclarativeBase):
@@ -112,23 +111,11 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("sqlite", marks=pytest.mark.sqlite, id="sqlite"),
-        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql, id="psycopg"),
-        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb, id="mariadb"),
-    ],
-)
-def db(
-    request: pytest.FixtureRequest,
-    databases: Databases,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Database]:
-    with databases.fresh(request.param, tmp_path_factory.mktemp("graphs")) as url:
-        with Database(url) as db:
-            db.create_all(Base.metadata)
-            yield db
+@pytest.fixture(scope="module")
+def db(module_url: str) -> Iterator[Database]:
+    with Database(module_url) as db:
+        db.create_all(Base.metadata)
+        yield db
 
 
 def seeded(db: Database) -> None:

@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from seance import Database, ResolutionError, Session
-from tests.fixtures.databases import Databases
 
 
 class Base(DeclarativeBase):
@@ -95,25 +94,13 @@ ATTRIBUTES = st.fixed_dictionaries(
 FIELDS = [None, ["name"], ["name", "shelf"], ["amount", "state"], []]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("sqlite", marks=pytest.mark.sqlite, id="sqlite"),
-        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql, id="psycopg"),
-        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb, id="mariadb"),
-    ],
-)
-def db(
-    request: pytest.FixtureRequest,
-    databases: Databases,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Database]:
-    with databases.fresh(request.param, tmp_path_factory.mktemp("upsert")) as url:
-        with Database(url) as db:
-            db.create_all(Base.metadata)
-            with db.session_manager(auto_commit=True) as session:
-                session.add_all([Shelf(code="s1"), Shelf(code="s2")])
-            yield db
+@pytest.fixture(scope="module")
+def db(module_url: str) -> Iterator[Database]:
+    with Database(module_url) as db:
+        db.create_all(Base.metadata)
+        with db.session_manager(auto_commit=True) as session:
+            session.add_all([Shelf(code="s1"), Shelf(code="s2")])
+        yield db
 
 
 def made(kind: Any, session: Session, attributes: dict[str, Any]) -> Any:

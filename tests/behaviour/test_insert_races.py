@@ -7,7 +7,6 @@ Every row is there once, and nobody gets an error: no deadlock, no duplicate.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,7 +15,6 @@ from sqlalchemy import String, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from seance import Database, Spec
-from tests.fixtures.databases import Databases
 
 ROWS = 50_000
 
@@ -36,19 +34,6 @@ class Thing(Base):
 class ThingIn(Spec[Thing]):
     code: str
     writer: int
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql, id="psycopg"),
-        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb, id="mariadb"),
-    ]
-)
-def url(
-    request: pytest.FixtureRequest, databases: Databases, tmp_path: Any
-) -> Iterator[str]:
-    with databases.fresh(request.param, tmp_path) as url:
-        yield url
 
 
 def codes(writer: int) -> list[str]:
@@ -78,15 +63,15 @@ def write(url: str, writer: int, how: str, on_conflict: Any, pipe: Connection) -
 @pytest.mark.parametrize(
     ("how", "on_conflict"), [("load", "update"), ("values", "update"), ("load", "skip")]
 )
-def test_two_writers(url: str, how: str, on_conflict: str) -> None:
-    with Database(url) as db:
+def test_two_writers(server_url: str, how: str, on_conflict: str) -> None:
+    with Database(server_url) as db:
         db.create_all(Base.metadata)
     spawn = multiprocessing.get_context("spawn")
     writers = []
     for writer in range(2):
         here, there = spawn.Pipe()
         process = spawn.Process(
-            target=write, args=(url, writer, how, on_conflict, there)
+            target=write, args=(server_url, writer, how, on_conflict, there)
         )
         process.start()
         there.close()
@@ -104,7 +89,7 @@ def test_two_writers(url: str, how: str, on_conflict: str) -> None:
     created = [count[0] for count in counts]
     assert ROWS * 3 // 2 == sum(created)
     assert [ROWS, ROWS] == [sum(count) for count in counts]
-    with Database(url) as db, db.session_manager() as session:
+    with Database(server_url) as db, db.session_manager() as session:
         assert ROWS * 3 // 2 == session.scalar(
             select(func.count(Thing.code.distinct()))
         )

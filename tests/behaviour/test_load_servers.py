@@ -15,26 +15,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from seance import Database, LoadReport, Ref, Session, Spec
 from tests.fixtures.trees import Base, Owner, Part, PartIn
 
-DRIVERS = {"postgresql+psycopg": "postgresql", "mysql+pymysql": "mariadb"}
-ASYNC_DRIVERS = {"postgresql+asyncpg": "postgresql", "mysql+asyncmy": "mariadb"}
-
-
-def params(drivers: dict[str, str]) -> list[Any]:
-    return [
-        pytest.param(driver, marks=getattr(pytest.mark, name))
-        for driver, name in drivers.items()
-    ]
-
-
-@pytest.fixture(params=params(DRIVERS))
-def url(request: Any, databases: Any, tmp_path: Path) -> Iterator[str]:
-    with databases.fresh(request.param, tmp_path) as url:
-        yield url
-
 
 @pytest.fixture
-def db(url: str) -> Iterator[Database]:
-    with Database(url) as db:
+def db(server_url: str) -> Iterator[Database]:
+    with Database(server_url) as db:
         db.create_all(Base.metadata)
         yield db
 
@@ -191,7 +175,12 @@ def test_killed(db: Database, commit: Any) -> None:
     assert None is again.resume
 
 
-@pytest.fixture(params=params(ASYNC_DRIVERS))
+@pytest.fixture(
+    params=[
+        pytest.param("postgresql+asyncpg", marks=pytest.mark.postgresql),
+        pytest.param("mysql+asyncmy", marks=pytest.mark.mariadb),
+    ]
+)
 async def async_db(
     request: Any, databases: Any, tmp_path: Path
 ) -> AsyncIterator[Database]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,8 @@ from sqlalchemy import delete, event, select, update
 
 from seance import Database, LoadReport, Session
 from tests.fixtures.trees import Base, Owner, Part, PartIn
+
+pytestmark = pytest.mark.every_database
 
 COUNTS = ("rows", "created", "updated", "unchanged", "skipped", "rejected")
 
@@ -183,15 +184,9 @@ CASES = st.builds(
 )
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("sqlite", marks=pytest.mark.sqlite),
-        pytest.param("postgresql+psycopg", marks=pytest.mark.postgresql),
-        pytest.param("mysql+pymysql", marks=pytest.mark.mariadb),
-    ]
-)
-def db(request: Any, databases: Any, tmp_path: Path) -> Iterator[Database]:
-    with databases.fresh(request.param, tmp_path) as url, Database(url) as db:
+@pytest.fixture
+def db(url: str) -> Iterator[Database]:
+    with Database(url) as db:
         db.create_all(Base.metadata)
         yield db
 
