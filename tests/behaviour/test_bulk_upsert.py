@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import ForeignKey, String, delete, event, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    declared_attr,
+    mapped_column,
+    relationship,
+)
 
 from seance import Database, ResolutionError, Session
 
@@ -30,30 +36,28 @@ class Shelf(Base):
     code: Mapped[str] = mapped_column(String(20), unique=True)
 
 
-class Item(Base):
-    __tablename__ = "item"
-
+class Stocked:
     id: Mapped[int] = mapped_column(primary_key=True)
     code: Mapped[str] = mapped_column("the code", String(20), unique=True)
     name: Mapped[str | None] = mapped_column(String(20))
     amount: Mapped[int] = mapped_column(default=5)
     state: Mapped[str] = mapped_column(String(20), server_default=text("'new'"))
     shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
-    shelf: Mapped[Shelf | None] = relationship()
+
+    @declared_attr
+    @classmethod
+    def shelf(cls) -> Mapped[Shelf | None]:
+        return relationship()
 
 
-class Watched(Base):
+class Item(Stocked, Base):
+    __tablename__ = "item"
+
+
+class Watched(Stocked, Base):
     """The same, but for a program that looks on: it goes the general way."""
 
     __tablename__ = "watched"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    code: Mapped[str] = mapped_column("the code", String(20), unique=True)
-    name: Mapped[str | None] = mapped_column(String(20))
-    amount: Mapped[int] = mapped_column(default=5)
-    state: Mapped[str] = mapped_column(String(20), server_default=text("'new'"))
-    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
-    shelf: Mapped[Shelf | None] = relationship()
 
 
 @event.listens_for(Watched, "before_update")
