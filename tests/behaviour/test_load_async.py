@@ -107,7 +107,7 @@ async def test_cancelled(db: Database, session: AsyncSession) -> None:
         await task
 
     assert source.is_closed
-    report: LoadReport = caught.value.report  # type: ignore[attr-defined]
+    report: LoadReport = caught.value.report  # type: ignore[attr-defined]  # load() sets it
     assert (0, 1) == (report.rows, report.resume)
     assert not session.in_transaction()
     assert 0 == await count(session)
@@ -162,7 +162,7 @@ async def test_error_of_closing(session: AsyncSession) -> None:
         with pytest.raises(ValueError, match="closing") as caught:
             await bulk.load(Unwilling(), OwnerIn)
 
-    reports: list[LoadReport] = [e.value.report for e in (failed, caught)]  # type: ignore[attr-defined]
+    reports: list[LoadReport] = [e.value.report for e in (failed, caught)]  # type: ignore[attr-defined]  # load() sets it
     assert [(0, False), (4, True)] == [(r.created, r.committed) for r in reports]
     assert ["load: the source could not be closed: ValueError('closing')"] == (
         failed.value.__notes__
@@ -234,7 +234,7 @@ def test_sync_refuses(tmp_path: Any) -> None:
         db.create_all(Base.metadata)
         with db.session() as session, session.bulk() as bulk:
             with pytest.raises(LoadError, match="an async source"):
-                bulk.load(Source(), OwnerIn)  # type: ignore[arg-type]
+                bulk.load(Source(), OwnerIn)  # type: ignore[arg-type]  # on purpose
             with pytest.raises(LoadError, match="coroutine function"):
                 bulk.load([{"code": "a"}], OwnerIn, progress=progress)
             assert 0 == session.scalar(select(func.count()).select_from(Owner))

@@ -162,7 +162,7 @@ def test_killed(db: Database, commit: Any) -> None:
     with db.session() as session:
         with pytest.raises(DBAPIError) as caught:
             load(session, rows(10), batch_size=3, commit=commit, progress=progress)
-    report: LoadReport = caught.value.report  # type: ignore[attr-defined]
+    report: LoadReport = caught.value.report  # type: ignore[attr-defined]  # load() sets it
     kept = 6 if commit == "batch" else 0
     with db.session() as session:
         assert kept == count(session, Part) == report.kept == report.rows

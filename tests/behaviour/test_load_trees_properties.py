@@ -360,7 +360,7 @@ def test_interrupted(
             with failing(db, 0 if in_progress else statement, error("statement")):
                 first = load(session, case, progress=progress)
         except (KeyboardInterrupt, OSError) as failed:
-            first = failed.report  # type: ignore[union-attr]
+            first = failed.report  # type: ignore[union-attr]  # load() sets it
         session.rollback()
         part = stored(session)
         session.rollback()
