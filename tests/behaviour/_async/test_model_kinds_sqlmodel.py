@@ -15,7 +15,7 @@ pytest.importorskip("sqlmodel")
 
 from tests.fixtures.kinds_sqlmodel import Hero, Model, Team
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
 
 @pytest.fixture

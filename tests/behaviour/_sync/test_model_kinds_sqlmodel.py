@@ -16,6 +16,8 @@ pytest.importorskip("sqlmodel")
 
 from tests.fixtures.kinds_sqlmodel import Hero, Model, Team
 
+pytestmark = [pytest.mark.every_database]
+
 
 @pytest.fixture
 def db(url: str) -> Iterator[Database]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import ARRAY, JSON, Float, Integer, Numeric, String, inspect
+from sqlalchemy import ARRAY, JSON, Double, Integer, Numeric, String, inspect
+from sqlalchemy.dialects.mysql import VARCHAR
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from seance import Database, Ref, Session
+
+pytestmark = [pytest.mark.every_database]
 
 
 class Base(DeclarativeBase):
@@ -23,7 +26,8 @@ class Base(DeclarativeBase):
 class Odd(Base):
     __tablename__ = "odd"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    # Else a zero is a number for MariaDB to give.
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     thing: Mapped[Any] = mapped_column(
         JSON().with_variant(JSONB(), "postgresql"), unique=True
     )
@@ -31,9 +35,15 @@ class Odd(Base):
         JSON().with_variant(ARRAY(Integer), "postgresql"), unique=True
     )
     raw: Mapped[bytes | None] = mapped_column(unique=True)
-    ratio: Mapped[float | None] = mapped_column(Float, unique=True)
+    ratio: Mapped[float | None] = mapped_column(Double, unique=True)
     price: Mapped[Decimal | None] = mapped_column(Numeric(20, 4), unique=True)
-    text: Mapped[str | None] = mapped_column(String, unique=True)
+    text: Mapped[str | None] = mapped_column(
+        # Otherwise blanks at the end and the form of an accent tell nothing apart.
+        String(2_001).with_variant(
+            VARCHAR(2_001, collation="utf8mb4_nopad_bin"), "mysql"
+        ),
+        unique=True,
+    )
 
 
 @pytest.fixture
