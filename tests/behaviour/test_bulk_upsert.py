@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import ForeignKey, String, delete, event, inspect, select, text
+from sqlalchemy import (
+    JSON,
+    ForeignKey,
+    String,
+    TypeDecorator,
+    delete,
+    event,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -22,7 +32,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from seance import Database, ResolutionError, Session
+from seance import Database, ResolutionError, Session, Spec
 
 
 class Base(DeclarativeBase):
@@ -83,6 +93,31 @@ class Cat(Animal):
 
 class Dog(Animal):
     __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": "dog"}
+
+
+class Label(TypeDecorator[str]):
+    impl = String(20)
+    cache_ok = True
+
+
+class Document(TypeDecorator[Any]):
+    impl = JSON
+    cache_ok = True
+
+
+class Decorated(Base):
+    __tablename__ = "decorated"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    label: Mapped[str] = mapped_column(Label)
+    document: Mapped[Any] = mapped_column(Document)
+
+
+class DecoratedIn(Spec[Decorated]):
+    code: str
+    label: str
+    document: Any
 
 
 CODES = st.sampled_from(["a", "b", "c", "d", "e", "é%s:x"])
@@ -256,6 +291,43 @@ def test_undo(db: Database, kind: Any, in_transaction: bool) -> None:
     kept = {"kept"} if in_transaction else set()
     assert {"a", "b"} | kept == rows_of(db, kind).keys()
     assert "one" == rows_of(db, kind)["a"][0]
+
+
+def written(
+    session: Session, how: str, spec: Any, rows: list[dict[str, Any]]
+) -> tuple[int, int, int]:
+    """Write rows by key, and count the new, the changed and the others."""
+    report: Any
+    with session.bulk() as bulk:
+        if how == "load":
+            report = bulk.load(rows, spec, on_conflict="update")
+        else:
+            for row in rows:
+                bulk.add(spec.model_validate(row))
+            report = bulk.commit(on_conflict="update")
+    return report.created, report.updated, report.unchanged
+
+
+@pytest.mark.parametrize("how", ["values", "load"])
+def test_decorated_types(db: Database, how: str) -> None:
+    """What differs is said by the type that a program's own type wraps."""
+    before = {"label": "x", "document": {"k": 1}}
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(Decorated))
+        session.add_all([Decorated(code=code, **before) for code in "abc"])
+    rows = [
+        {"code": "a"} | before,
+        {"code": "b"} | before | {"label": "X"},
+        {"code": "c"} | before | {"document": {"k": 2}},
+        {"code": "d"} | before,
+    ]
+    with db.session_manager() as session:
+        assert (1, 2, 1) == written(session, how, DecoratedIn, rows)
+        found = session.scalars(select(Decorated).order_by(Decorated.code))
+        assert rows == [
+            {"code": row.code, "label": row.label, "document": row.document}
+            for row in found
+        ]
 
 
 def test_class_of_a_row(db: Database) -> None:

@@ -270,7 +270,7 @@ def take_turn(connection: Connection, table: str) -> None:
 
 def comparable(column: Column[Any], dialect: Dialect) -> str:
     """Give the form in which values of a column are compared, all of what they say."""
-    kind = column.type
+    kind = column.type._unwrapped_dialect_impl(dialect)  # a decorator wraps its own
     if dialect.name == "postgresql":
         if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
             return "{0}::text"  # the type json has no equality of its own
