@@ -14,14 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     ForeignKey,
     String,
     TypeDecorator,
     delete,
     event,
+    func,
     inspect,
     select,
     text,
+    type_coerce,
 )
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import (
@@ -105,6 +108,14 @@ class Document(TypeDecorator[Any]):
     cache_ok = True
 
 
+class Loud(TypeDecorator[str]):
+    impl = String(20)
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> ColumnElement[str]:
+        return func.upper(type_coerce(bindparam, String(20)))
+
+
 class Decorated(Base):
     __tablename__ = "decorated"
 
@@ -118,6 +129,19 @@ class DecoratedIn(Spec[Decorated]):
     code: str
     label: str
     document: Any
+
+
+class Spoken(Base):
+    __tablename__ = "spoken"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    word: Mapped[str] = mapped_column(Loud)
+
+
+class SpokenIn(Spec[Spoken]):
+    code: str
+    word: str
 
 
 CODES = st.sampled_from(["a", "b", "c", "d", "e", "é%s:x"])
@@ -328,6 +352,19 @@ def test_decorated_types(db: Database, how: str) -> None:
             {"code": row.code, "label": row.label, "document": row.document}
             for row in found
         ]
+
+
+@pytest.mark.parametrize("how", ["values", "load"])
+def test_sql_around_values(db: Database, how: str) -> None:
+    """What a type lets SQL make of a value is made of it, wherever that is written."""
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(Spoken))
+        session.add(Spoken(code="a", word="old"))
+    rows = [{"code": "a", "word": "changed"}, {"code": "b", "word": "new"}]
+    with db.session_manager() as session:
+        assert (1, 1, 0) == written(session, how, SpokenIn, rows)
+        found = session.execute(select(Spoken.code, Spoken.word))
+        assert [("a", "CHANGED"), ("b", "NEW")] == sorted(map(tuple, found))
 
 
 def test_class_of_a_row(db: Database) -> None:

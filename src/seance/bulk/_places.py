@@ -66,9 +66,17 @@ class Place:
         """The same for what is no statement with parameters."""
         return unescaped(self.connection, self.name)
 
+    @property
+    def has_sql_around_values(self) -> bool:
+        """Whether a type has a ``bind_expression``, which only statements render."""
+        types = [of.type.dialect_impl(self.connection.dialect) for of in self.table.c]
+        return any(kind._has_bind_expression for kind in types)
+
     @cached_property
     def habits(self) -> Habits:
         """What PostgreSQL has been told to do there; asks it."""
+        if self.has_sql_around_values:
+            return Habits(True, False, None)
         counter: Any = self.table.autoincrement_column
         names = {
             "seance_table": self.text,

@@ -49,11 +49,14 @@ def stage(
     """
     if connection._is_autocommit_isolation():
         return None  # the table, and a lock, are for one transaction
+    place = Place(connection, target.table)
+    if place.has_sql_around_values:
+        return None
     name = connection.dialect.name
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        if Place(connection, target.table).habits.takes_inserts_only:
+        if place.habits.takes_inserts_only:
             return None
     kind = _STAGES.get(name)
     return None if kind is None else kind(connection, target, changing, fetched)
