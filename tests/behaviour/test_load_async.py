@@ -162,7 +162,7 @@ async def test_error_of_closing(session: AsyncSession) -> None:
         with pytest.raises(ValueError, match="closing") as caught:
             await bulk.load(Unwilling(), OwnerIn)
 
-    reports: list[LoadReport] = [e.value.report for e in (failed, caught)]  # type: ignore[attr-defined]  # load() sets it
+    reports: list[LoadReport] = [e.value.report for e in (failed, caught)]  # type: ignore[union-attr]  # load() sets it
     assert [(0, False), (4, True)] == [(r.created, r.committed) for r in reports]
     assert ["load: the source could not be closed: ValueError('closing')"] == (
         failed.value.__notes__
