@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 from uuid import UUID
 from zlib import crc32
 
-from sqlalchemy import JSON, Column, Connection, String, Table, bindparam, insert
+from sqlalchemy import ARRAY, JSON, Column, Connection, String, Table, bindparam, insert
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapper
 from sqlalchemy.util import await_only
@@ -272,8 +272,10 @@ def comparable(column: Column[Any], dialect: Dialect) -> str:
     """Give the form in which values of a column are compared, all of what they say."""
     kind = column.type._unwrapped_dialect_impl(dialect)  # a decorator wraps its own
     if dialect.name == "postgresql":
-        if isinstance(kind, JSON) and not isinstance(kind, postgresql.JSONB):
-            return "{0}::text"  # the type json has no equality of its own
+        if isinstance(kind, ARRAY):
+            kind = kind.item_type._unwrapped_dialect_impl(dialect)
+        if isinstance(kind, (JSON, CITEXT)) and not isinstance(kind, JSONB):
+            return "{0}::text"  # json is equal to nothing, and citext to too much
         exact = 'COLLATE "C"'
     elif dialect.name == "sqlite":
         exact = "COLLATE BINARY"
