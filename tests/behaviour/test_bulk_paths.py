@@ -7,7 +7,6 @@ into two empty databases that know nothing of each other.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import uuid
 import warnings
@@ -32,7 +31,6 @@ from sqlalchemy import (
     event,
     func,
     inspect,
-    make_url,
     null,
     select,
     text,
@@ -49,8 +47,9 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from seance import AsyncSession, Database, Session
+from seance import Database, Session
 from tests.fixtures.databases import Databases
+from tests.fixtures.running import Run, Work, runner
 
 Build = Callable[[Any], list[Any]]
 
@@ -544,37 +543,23 @@ REFUSED: dict[str, Build] = {
 }
 
 
-Work = Callable[[Session], Any]
-
-
 @pytest.fixture(scope="module", params=DRIVERS)
 def on_database(
     request: pytest.FixtureRequest,
     databases: Databases,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[Work], Any]]:
+) -> Iterator[Run]:
     """Give what runs a function with a session of an empty database."""
     with databases.fresh(request.param, tmp_path_factory.mktemp("paths")) as url:
-        is_async = make_url(url).get_dialect().is_async
         with Database(url) as db:
             db.create_all(Base.metadata)
+            run = runner(db, url)
 
-            def run(work: Work) -> Any:
+            def run_empty(work: Work) -> Any:
                 _empty(db)
-                if not is_async:
-                    with Session(db.manager.engines["default"]) as session:
-                        return work(session)
-                return asyncio.run(run_async(work))
+                return run(work)
 
-            async def run_async(work: Work) -> Any:
-                try:
-                    engine = db.manager.async_engines["default"]
-                    async with AsyncSession(engine) as session:
-                        return await session.run_sync(work)
-                finally:
-                    await db.manager.adispose()
-
-            yield run
+            yield run_empty
 
 
 def _empty(db: Database) -> None:
@@ -671,16 +656,14 @@ def described(instance: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["parents in the same bulk", "a tree, leaves first"])
-def test_in_batches(on_database: Callable[[Work], Any], name: str) -> None:
+def test_in_batches(on_database: Run, name: str) -> None:
     ours = on_database(written(partial(by_bulk, batch_size=1), CASES[name]))
     theirs = on_database(written(by_unit_of_work, CASES[name]))
     assert ours == theirs
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_rows_and_instances(
-    on_database: Callable[[Work], Any], name: str
-) -> None:
+def test_the_same_rows_and_instances(on_database: Run, name: str) -> None:
     ours = on_database(written(by_bulk, CASES[name]))
     theirs = on_database(written(by_unit_of_work, CASES[name]))
     assert ours == theirs
@@ -710,9 +693,7 @@ def changed(build: Build, *, by_bulk: bool, inside: bool) -> Work:
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", CHANGED)
-def test_after_changes(
-    on_database: Callable[[Work], Any], name: str, inside: bool
-) -> None:
+def test_after_changes(on_database: Run, name: str, inside: bool) -> None:
     """What a session has changed or deleted before is written before."""
     ours = on_database(changed(CHANGED[name], by_bulk=True, inside=inside))
     theirs = on_database(changed(CHANGED[name], by_bulk=False, inside=inside))
@@ -762,7 +743,7 @@ def _kind(error: Exception) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_the_same_errors(on_database: Callable[[Work], Any], name: str) -> None:
+def test_the_same_errors(on_database: Run, name: str) -> None:
     ours = on_database(refused(by_bulk, REFUSED[name]))
     theirs = on_database(refused(by_unit_of_work, REFUSED[name]))
     assert ours == theirs
