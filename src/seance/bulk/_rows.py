@@ -12,7 +12,17 @@ from typing import Any, Literal, Self
 from uuid import UUID
 from zlib import crc32
 
-from sqlalchemy import ARRAY, JSON, Column, Connection, String, Table, bindparam, insert
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Column,
+    Connection,
+    String,
+    Table,
+    TwoPhaseTransaction,
+    bindparam,
+    insert,
+)
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.engine import Dialect
@@ -69,6 +79,15 @@ def can_copy(connection: Connection) -> bool:
     """Whether rows can be sent by COPY."""
     dialect = connection.dialect
     return dialect.name == "postgresql" and dialect.driver in _COPY
+
+
+def can_stage(connection: Connection) -> bool:
+    """Whether rows can go by way of a temporary table, which is for one transaction."""
+    if connection._is_autocommit_isolation():
+        return False
+    # PostgreSQL prepares none that has used such a table.
+    is_two_phase = isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return not (is_two_phase and connection.dialect.name == "postgresql")
 
 
 def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[int]:

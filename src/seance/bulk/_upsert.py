@@ -24,7 +24,7 @@ from . import _rows
 from ._dialects import ensure_transaction
 from ._places import Place
 from ._report import Status
-from ._rows import Copy, Processed, Row, Target, can_copy, comparable
+from ._rows import Copy, Processed, Row, Target, can_copy, can_stage, comparable
 
 
 class Outcome(NamedTuple):
@@ -47,8 +47,8 @@ def stage(
         changing: What an update sets.
         fetched: What is given back of each row.
     """
-    if connection._is_autocommit_isolation():
-        return None  # the table, and a lock, are for one transaction
+    if not can_stage(connection):
+        return None
     place = Place(connection, target.table)
     if place.has_sql_around_values:
         return None
@@ -370,13 +370,20 @@ def take_turn(connection: Connection, table: str) -> None:
     connection.exec_driver_sql(wait, (name,))
     held.add(name)
 
-    def release(connection: Connection) -> None:
+    def release(connection: Connection, *_: Any) -> None:
         if name in held:
             held.discard(name)
             connection.exec_driver_sql("DO RELEASE_LOCK(%s)", (name,))
 
-    for ending in ("commit", "rollback"):
+    for ending in _ENDINGS:
         event.listen(connection, ending, release)
+
+
+#: What ends a transaction, or is the last before that in which a lock can be released.
+_ENDINGS = (
+    *("commit", "rollback"),
+    *("prepare_twophase", "commit_twophase", "rollback_twophase"),
+)
 
 
 def take_turns(connection: Connection, tables: Iterable[Table]) -> None:

@@ -25,7 +25,16 @@ from sqlalchemy.orm import Session
 
 from . import _values
 from ._places import Place
-from ._rows import Copy, Processed, Row, Target, Written, can_copy, comparable
+from ._rows import (
+    Copy,
+    Processed,
+    Row,
+    Target,
+    Written,
+    can_copy,
+    can_stage,
+    comparable,
+)
 from ._upsert import Stage, stage
 
 
@@ -47,9 +56,8 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return _UnitOfWork(session, target)
     dialect = connection.dialect
     if can_copy(connection):
-        # What goes by way of a temporary table needs a transaction.
         by_key = target.on_conflict != "raise"
-        if (by_key and connection._is_autocommit_isolation()) or (
+        if (by_key and not can_stage(connection)) or (
             Place(connection, target.table).habits.takes_inserts_only
         ):
             return _UnitOfWork(session, target)

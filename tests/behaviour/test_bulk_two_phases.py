@@ -1,0 +1,141 @@
+"""Bulks of sessions with ``twophase=True``: rows, and what is left of the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import String, delete, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from seance import Database, Session, Spec
+from tests.fixtures.databases import Databases
+from tools.servers import PostgreSQL, ServerUnavailable
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Thing(Base):
+    __tablename__ = "thing"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    amount: Mapped[int]
+
+
+class ThingIn(Spec[Thing]):
+    code: str
+    amount: int
+
+
+#: What a transaction, or a lock, that nobody ends is seen by.
+LEFT = {
+    "postgresql": "SELECT count(*) FROM pg_prepared_xacts",
+    "mysql": "SELECT RELEASE_ALL_LOCKS()",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ],
+)
+def db(
+    request: pytest.FixtureRequest,
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Database]:
+    folder = tmp_path_factory.mktemp("module")
+    started = (
+        _preparing()
+        if request.param == "postgresql"
+        else databases.fresh("mysql+pymysql", folder)
+    )
+    with started as url, Database(url) as db:
+        db.create_all(Base.metadata)
+        yield db
+
+
+@contextmanager
+def _preparing() -> Iterator[str]:
+    """Start a server that prepares transactions: by default it does not."""
+    try:
+        server = PostgreSQL.create()
+    except ServerUnavailable as error:
+        pytest.skip(f"no postgresql: {error}")
+    with server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET max_prepared_transactions = 5")
+        server.stop()
+        server.start()
+        yield server.url("psycopg")
+
+
+@pytest.fixture
+def session(db: Database) -> Iterator[Session]:
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(Thing))
+        session.add(Thing(code="a", amount=0))
+    with Session(db.manager.engines["default"], twophase=True) as session:
+        yield session
+    with db.manager.engines["default"].connect() as connection:
+        assert 0 == connection.scalar(text(LEFT[connection.dialect.name]))
+
+
+def stored(session: Session) -> list[tuple[Any, ...]]:
+    rows = session.execute(select(Thing.code, Thing.amount).order_by(Thing.code))
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "update", "skip"])
+@pytest.mark.parametrize("ending", ["commit", "rollback", "bulk.commit"])
+def test_values(session: Session, on_conflict: Any, ending: str) -> None:
+    codes = "bc" if on_conflict == "raise" else "abc"
+    with session.bulk() as bulk:
+        for code in codes:
+            bulk.add(Thing(code=code, amount=1))
+        if ending == "bulk.commit":
+            bulk.commit(on_conflict=on_conflict)
+        else:
+            bulk.flush(on_conflict=on_conflict)
+    if ending == "commit":
+        session.commit()
+    session.rollback()
+
+    first = ("a", 1 if on_conflict == "update" else 0)
+    written = [first, ("b", 1), ("c", 1)]
+    assert ([("a", 0)] if ending == "rollback" else written) == stored(session)
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "update", "skip"])
+@pytest.mark.parametrize("commit", ["once", "batch"])
+def test_load(session: Session, on_conflict: Any, commit: Any) -> None:
+    codes = "bc" if on_conflict == "raise" else "abc"
+    rows = [{"code": code, "amount": 1} for code in codes]
+    with session.bulk() as bulk:
+        bulk.load(rows, ThingIn, on_conflict=on_conflict, commit=commit, batch_size=2)
+    session.rollback()
+
+    first = ("a", 1 if on_conflict == "update" else 0)
+    assert [first, ("b", 1), ("c", 1)] == stored(session)
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+def test_prepared(session: Session, ending: str) -> None:
+    """A program may prepare by itself, and decide afterwards."""
+    with session.bulk() as bulk:
+        bulk.add(Thing(code="a", amount=1))
+        bulk.add(Thing(code="b", amount=1))
+        bulk.flush(on_conflict="update")
+    session.prepare()
+    getattr(session, ending)()
+
+    written = [("a", 1), ("b", 1)]
+    assert (written if ending == "commit" else [("a", 0)]) == stored(session)
