@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from sqlalchemy import ForeignKey, String, event, inspect, select
+from sqlalchemy import (
+    ForeignKey,
+    String,
+    TypeDecorator,
+    event,
+    func,
+    inspect,
+    select,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -44,6 +53,24 @@ class Member(Base):
     team_name: Mapped[str] = mapped_column(ForeignKey("team.name"))
 
     team: Mapped[Team] = relationship(back_populates="members")
+
+
+class Loud(TypeDecorator[str]):
+    """Written by way of a function of the database."""
+
+    impl = String(20)
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.upper(bindparam)
+
+
+class Word(Base):
+    __tablename__ = "word"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(Loud, unique=True)
+    length: Mapped[int]
 
 
 @pytest.fixture
@@ -115,3 +142,18 @@ def test_bound_once(db: Database) -> None:
 
             assert [team] == bulk.get(Team)
         assert set() == inspect(team).unloaded
+
+
+@pytest.mark.parametrize("on_conflict", ["raise", "update"])
+def test_keys_with_sql_around_them(db: Database, on_conflict: Any) -> None:
+    """A key is asked for, and written, by way of what its type says in SQL."""
+    with db.session() as session, session.bulk() as bulk:
+        for text in ("one", "three"):
+            bulk.add(Word(text=text, length=len(text)))
+        bulk.commit(on_conflict=on_conflict)
+    with db.session() as session, session.bulk() as bulk:
+        words = TypeAdapter(list[Ref[Word]]).validate_python(["tHrEe", "one", "two"])
+        resolution = bulk.resolve(raise_errors=False, strategy="hydrate")
+
+        assert 2 == resolution.resolved
+        assert [("THREE", 5), ("ONE", 3)] == [(w.text, w.length) for w in words[:2]]

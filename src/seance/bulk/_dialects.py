@@ -83,8 +83,11 @@ def asked(batch: Batch, dialect: Dialect) -> list[tuple[int, Keys]]:
     Raises:
         sqlalchemy.exc.StatementError: A type refuses a value.
     """
+    build = _BUILDERS.get(dialect.name, _in_parameters)
+    if any(t.dialect_impl(dialect)._has_bind_expression for t in _key_types(batch)):
+        build = _in_parameters  # the SQL that a type puts around values is for these
     try:
-        return _BUILDERS.get(dialect.name, _in_parameters)(batch, dialect)
+        return build(batch, dialect)
     except Exception as error:
         # As SQLAlchemy does with what it hands to types itself.
         raise StatementError(str(error), "look-up of keys", None, error) from error
