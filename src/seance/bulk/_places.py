@@ -24,7 +24,21 @@ class Habits(NamedTuple):
 
 _HABITS = text(
     # Bits of tgtype: 1 for each row, 2 before, 4 INSERT.
-    "SELECT c.relkind NOT IN ('r', 'p') OR c.relhasrules OR row_security_active(c.oid), "
+    "SELECT c.relkind NOT IN ('r', 'p') OR c.relhasrules OR row_security_active(c.oid) "
+    # asyncpg sends COPY in binary, but has some types, and all of extensions, which
+    # have numbers from 16384 on, as text only.
+    # Source: asyncpg, protocol/codecs/pgproto.pyx; PostgreSQL, "OID Assignment".
+    "OR (CAST(:seance_binary AS BOOLEAN) AND EXISTS ("
+    "WITH RECURSIVE used AS (SELECT atttypid AS kind FROM pg_attribute "
+    "WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped "
+    "UNION SELECT inner_kind FROM used JOIN pg_type t ON t.oid = used.kind, "
+    "LATERAL (VALUES (t.typbasetype), (t.typelem), "
+    "((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid))) v (inner_kind) "
+    "WHERE inner_kind <> 0) "
+    "SELECT FROM used JOIN pg_type t ON t.oid = used.kind WHERE t.typtype = 'b' "
+    "AND t.typcategory <> 'A' AND (t.oid >= 16384 OR t.typname LIKE 'reg%' "
+    "OR t.typname IN ('money', 'macaddr', 'macaddr8', 'tsvector', 'tsquery', "
+    "'refcursor', 'aclitem', 'txid_snapshot', 'pg_snapshot')))), "
     "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
     "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
     "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
@@ -81,6 +95,7 @@ class Place:
         names = {
             "seance_table": self.text,
             "seance_column": None if counter is None else counter.name,
+            "seance_binary": self.connection.dialect.driver == "asyncpg",
         }
         found = self.connection.execute(_HABITS, names).first()
         # Who writes into what is not there gets the error of an INSERT.
