@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import event, inspect
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..context import SESSION_BULK_CONTEXT, restore
@@ -15,14 +16,14 @@ from ..graphs import connect_all, is_waiting
 from ..placeholders import replace_in
 from ..references import Proxy, is_resolved, target_of, unsettle
 from ..resources import Spec
-from . import _pending, _run, _values
+from . import _blame, _pending, _run, _values
 from ._collector import paused
 from ._dialects import ensure_transaction
 from ._flush import Circular
 from ._holding import Holding, Scope, check
 from ._local import Local, settle
 from ._plan import BATCH
-from ._report import BulkReport, Failure, Resolution, describe
+from ._report import BulkReport, Failure, Resolution, Status, describe
 from ._run import Strategy
 from ._values import OnConflict, OnDuplicate
 
@@ -251,8 +252,27 @@ class Bulk(Holding):
                     size=batch_size or _values.BATCH,
                 )
         except Circular as error:
-            failures = self._circular(error.instances)
-            raise ResolutionError(failures) from error.__cause__
+            refused = ResolutionError(self._circular(error.instances))
+            self._tell(refused, refused.failures)
+            raise refused from error.__cause__
+        except ResolutionError as error:
+            self._tell(error, error.failures)
+            raise
+        except SQLAlchemyError as error:
+            told = []
+            if isinstance(error, IntegrityError) and on_conflict == "raise":
+                told = _blame.told_by_mappings(_blame.new_ones(self._values))
+            self._tell(error, told)
+            raise
+
+    def _tell(self, error: Any, failures: Iterable[Failure]) -> None:
+        """Have an error say what became of the values."""
+        failed: list[Status] = ["failed"] * len(self._values)
+        error.report = BulkReport(failed, tuple(failures))
+        if isinstance(error, ResolutionError):
+            return  # which says so itself
+        for failure in error.report.failures[:_SHOWN]:
+            error.add_note(f"bulk: {failure}")
 
     def _mark_beginning(self, session: Session) -> None:
         """Begin a savepoint after the work that was there before this bulk."""
@@ -302,8 +322,13 @@ class Bulk(Holding):
                 session, on_conflict, update_fields, on_duplicate, batch_size
             )
             session.commit()
-        except BaseException:
+        except BaseException as error:
+            is_told = bool(getattr(error, "report", BulkReport()).failures)
+            asks = isinstance(error, IntegrityError) and on_conflict == "raise"
+            keyed = _blame.new_ones(self._values) if asks and not is_told else []
             self._rollback(session)
+            if keyed:
+                self._tell(error, _blame.told_by_rows(session, keyed))
             raise
         self._savepoint = None
         return report
@@ -322,6 +347,9 @@ class Bulk(Holding):
         if whole is not None:
             self._forget(whole)
 
+
+#: Failures that are written under an error.
+_SHOWN = 5
 
 _BULKS = "seance.bulks"
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from ..errors import describe_key
 
-Reason = Literal["missing", "ambiguous", "null", "denied", "invalid", "circular"]
+Reason = Literal[
+    "missing", "ambiguous", "null", "denied", "invalid", "circular", "duplicate"
+]
 Status = Literal["created", "updated", "unchanged", "skipped", "failed"]
 
 
@@ -20,7 +22,7 @@ def describe(entity: type[Any], key: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A reference that could not be resolved, and why."""
+    """A reference that could not be resolved, or a value not written, and why."""
 
     entity: type[Any]
     key: Mapping[str, Any]
@@ -55,9 +57,15 @@ class Resolution:
 
 @dataclass(slots=True)
 class BulkReport:
-    """What one ``flush`` did with each value, in the order they were added."""
+    """
+    What one ``flush`` did with each value, in the order they were added.
+
+    That of a flush that was refused is the ``report`` of its error: nothing is written,
+    so every value has failed, and ``failures`` says for which, as far as it is known.
+    """
 
     statuses: list[Status] = field(default_factory=list)
+    failures: tuple[Failure, ...] = ()
 
     def count(self, status: Status) -> int:
         """Give how many values ended with *status*."""
@@ -82,6 +90,11 @@ class BulkReport:
     def skipped(self) -> int:
         """Values left out because their row exists."""
         return self.count("skipped")
+
+    @property
+    def failed(self) -> int:
+        """Values of a flush that was refused."""
+        return self.count("failed")
 
 
 @dataclass(slots=True)

@@ -219,11 +219,12 @@ def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
     return list(found.values())
 
 
-#: A key of a value, and its columns.
+#: A value, and its keys, each with its columns.
+Keyed = tuple[Value, list["_Key"]]
 _Key = tuple[Proxy, tuple[Any, ...]]
 
 
-def _keys_of(instance: Any) -> Iterator[_Key]:
+def keys_of(instance: Any) -> Iterator[_Key]:
     """Give every identifier that is complete, the first one first."""
     held = inspect(instance).dict
     for shape in one_of_each(complete_identifiers(type(instance), held)):
@@ -240,14 +241,14 @@ def _keys_of(instance: Any) -> Iterator[_Key]:
 
 def _keyed(
     values: Sequence[Value], on_duplicate: OnDuplicate
-) -> tuple[list[tuple[Value, list[_Key]]], list[Value]]:
+) -> tuple[list[Keyed], list[Value]]:
     """Pair each value with its keys in columns; give the superseded ones apart."""
-    keyed: dict[Any, tuple[Value, list[_Key]]] = {}
+    keyed: dict[Any, Keyed] = {}
     superseded: list[Value] = []
     twice: list[Failure] = []
     for value in values:
         instance = value.made()
-        keys = list(_keys_of(instance))
+        keys = list(keys_of(instance))
         if not keys:
             continue
         proxy, columns = keys[0]
@@ -291,7 +292,7 @@ def choose(
 
 
 def _chosen(
-    keyed: Iterable[tuple[Value, list[_Key]]], rows: Mapping[int, dict[str, Any]]
+    keyed: Iterable[Keyed], rows: Mapping[int, dict[str, Any]]
 ) -> list[tuple[Value, Proxy]]:
     """Pair each value that has a row with the key that names it."""
 
@@ -311,9 +312,7 @@ def _chosen(
     return [(value, key) for value, key in chosen if type(key) is Proxy]
 
 
-def _rows_of(
-    session: Session, keyed: Sequence[tuple[Value, list[_Key]]]
-) -> dict[int, dict[str, Any]]:
+def rows_of(session: Session, keyed: Sequence[Keyed]) -> dict[int, dict[str, Any]]:
     """Look up the rows of keyed values: their loaded columns by attribute."""
     found: dict[int, dict[str, Any]] = {}
     groups: dict[Shape, tuple[list[Proxy], list[tuple[Any, ...]]]] = {}
@@ -606,7 +605,7 @@ def flush(
             keyed, superseded = _keyed(
                 [v for v in new if v not in statuses], on_duplicate
             )
-            found = _rows_of(session, keyed)
+            found = rows_of(session, keyed)
             statuses |= dict.fromkeys(superseded, "skipped")
             for value, proxy in _chosen(keyed, found):
                 row = found[id(proxy)]
