@@ -13,6 +13,7 @@ other for ever.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ def stage(
     return None if kind is None else kind(connection, target, changing, fetched)
 
 
-class Stage(Processed):
+class Stage(Processed, ABC):
     """Writes rows by way of a temporary table."""
 
     def __init__(
@@ -105,7 +106,7 @@ class Stage(Processed):
             return None
         found: list[Outcome | None] = [None] * len(rows)
         for place, status, *fetched in self.move():
-            found[place] = Outcome(status, self._read(fetched))
+            found[place] = Outcome(status, tuple(fetched))
         return [outcome for outcome in found if outcome is not None]
 
     def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
@@ -151,9 +152,9 @@ class Stage(Processed):
         mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
         return ", ".join([mark] * len(names))
 
+    @abstractmethod
     def move(self) -> Iterable[Any]:
         """Write what is staged; give place, status and what was fetched of each."""
-        raise NotImplementedError
 
     def run(self, sql: str) -> Any:
         """Execute a statement as it stands."""
@@ -178,18 +179,33 @@ class Stage(Processed):
         """Write a staged column of the key so that it is equal where the row's is."""
         return self.connection.dialect.identifier_preparer.quote(column.name)
 
-    def _read(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(
-            value if read is None else read(value)
-            for read, value in zip(self._readers, values, strict=True)
-        )
+    def answers(self, sql: str, before: int) -> Iterable[Row]:
+        """
+        Give the rows of a query, with what is fetched as Python has it.
 
-    @property
-    def _readers(self) -> list[Any]:
+        Args:
+            before: How many columns come before those that are fetched.
+        """
+        result = self.run(sql)
         dialect = self.connection.dialect
+        # Some types read by what the driver says it has got, as those of PostgreSQL do.
+        kinds = [about[1] for about in result.cursor.description[before:]]
+        readers: list[Any] = [
+            column.type.dialect_impl(dialect).result_processor(dialect, kind)
+            for column, kind in zip(self.fetched, kinds, strict=True)
+        ]
+        found: Sequence[Row] = result.all()
+        if not any(readers):
+            return found
         return [
-            column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in self.fetched
+            (
+                *row[:before],
+                *(
+                    value if read is None else read(value)
+                    for read, value in zip(readers, row[before:], strict=True)
+                ),
+            )
+            for row in found
         ]
 
 
@@ -236,7 +252,7 @@ class _OnPostgresql(Stage):
         )
         left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
         unseen = []
-        for place, is_new, *fetched in self.run(sql).all():
+        for place, is_new, *fetched in self.answers(sql, before=2):
             if is_new is None and None in fetched:
                 unseen.append(place)
             status: Status = (
@@ -251,7 +267,7 @@ class _OnPostgresql(Stage):
                 f"JOIN {self.table} AS seance_row ON {self.matches} "
                 f"WHERE seance_line IN ({', '.join(map(str, unseen))})"
             )
-            for place, *fetched in self.run(sql).all():
+            for place, *fetched in self.answers(sql, before=1):
                 yield place, left, *fetched
 
 
@@ -306,7 +322,7 @@ class _OnSqlite(Stage):
             f"FROM {self.name} AS seance_new JOIN {self.table} AS seance_row "
             f"ON {self.matches}{lock}"
         )
-        for place, known, *fetched in self.run(sql).all():
+        for place, known, *fetched in self.answers(sql, before=2):
             yield place, self.statuses[known], *fetched
 
 
