@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.util import await_only
 
 from ._dialects import bind_processors
+from ._locks import take_turn
 from ._places import Place, unescaped
 from ._validate import one_zone
 
@@ -253,19 +254,6 @@ class Copy(Processed):
             created += more[0]
             updated += more[1]
         return created, updated
-
-
-def take_turn(connection: Connection, table: str) -> None:
-    """
-    Wait until nobody else writes batches into *table*, until the transaction ends.
-
-    Another one may hold what this one writes next, and want what it has written.
-    """
-    name = table.replace("'", "''")
-    connection.exec_driver_sql(
-        "SELECT pg_advisory_xact_lock(hashtext('seance'), "
-        f"'{name}'::regclass::oid::integer)"
-    )
 
 
 def comparable(column: Column[Any], dialect: Dialect) -> str:

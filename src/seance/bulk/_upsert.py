@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Column, Connection, Table, event
+from sqlalchemy import Column, Connection
 
-from . import _rows
 from ._dialects import ensure_transaction
+from ._locks import take_turn
 from ._places import Place
 from ._report import Status
 from ._rows import Copy, Processed, Row, Target, can_copy, comparable
@@ -367,50 +367,6 @@ class _OnMysql(_OnSqlite):
             f"ON {self.matches} SET seance_known = {same if self.updates else 1}"
         )
 
-
-def take_turn(connection: Connection, table: str) -> None:
-    """
-    Wait until nobody else writes like this into *table*, until the transaction ends.
-
-    InnoDB locks gaps between keys, so that two of these could wait for each other
-    however their rows are sorted.
-    """
-    name = f"seance {crc32(f'{connection.engine.url.database}.{table}'.encode()):08x}"
-    held = connection.info.setdefault("seance_turns", set())
-    if name in held:
-        return
-    wait = "SELECT GET_LOCK(%s, @@lock_wait_timeout)"
-    connection.exec_driver_sql(wait, (name,))
-    held.add(name)
-
-    def release(connection: Connection) -> None:
-        if name in held:
-            held.discard(name)
-            connection.exec_driver_sql("DO RELEASE_LOCK(%s)", (name,))
-
-    for ending in ("commit", "rollback"):
-        event.listen(connection, ending, release)
-
-
-def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
-    """
-    Wait until nobody else writes batches into *tables*, until the transaction ends.
-
-    Whoever will write into several takes all of these turns at once: they come in one
-    order then, so that two never wait for each other.
-    """
-    take = _TURNS.get(connection.dialect.name)
-    if take is None:
-        return
-    for name in sorted({Place(connection, table).name for table in tables}):
-        take(connection, name)
-
-
-_TURNS = {
-    "postgresql": _rows.take_turn,
-    "mysql": take_turn,
-    "mariadb": take_turn,
-}
 
 _STAGES: dict[str, type[Stage]] = {
     "postgresql": _OnPostgresql,
