@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from sqlalchemy import Column, Connection
+from sqlalchemy.exc import DBAPIError
 
 from ._dialects import ensure_transaction
 from ._locks import take_turn
 from ._places import Place
 from ._report import Status
-from ._rows import Copy, Processed, Row, Target, can_copy, comparable
+from ._rows import Processed, Row, Target, can_copy, comparable, copy
 
 
 class Outcome(NamedTuple):
@@ -85,6 +86,8 @@ class Stage(Processed, ABC):
         #: How a value of each changing column is written to be compared.
         self.forms = [comparable(column, connection.dialect) for column in changing]
         self.updates = target.on_conflict == "update" and bool(changing)
+        #: What becomes of rows that are there and are not updated.
+        self.left: Status = "unchanged" if target.on_conflict == "update" else "skipped"
         #: The condition under which a row of the table has the key of a staged one.
         self.matches = " AND ".join(
             f"seance_row.{name} = seance_new.{name}" for name in self.key
@@ -109,9 +112,11 @@ class Stage(Processed, ABC):
             found[place] = Outcome(status, tuple(fetched))
         return [outcome for outcome in found if outcome is not None]
 
-    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
         """As :meth:`write_each`, but only say how often each came to be."""
-        outcomes = self.write_each(rows)
+        outcomes = self.write_each(rows, distinct=distinct)
         if outcomes is None:
             return None
         return Counter(outcome.status for outcome in outcomes)
@@ -167,6 +172,25 @@ class Stage(Processed, ABC):
             for form, c in zip(self.forms, self.changing, strict=True)
         )
 
+    def upsert(self, order: str) -> str:
+        """
+        Write the statement that inserts what is staged, or updates where it is there.
+
+        Args:
+            order: The columns by which the rows are sorted.
+        """
+        action = "DO NOTHING"
+        if self.updates:
+            sets = ", ".join(f"{name} = excluded.{name}" for name in self.changing)
+            differs = self.differs("seance_row", "excluded")
+            action = f"DO UPDATE SET {sets} WHERE {differs}"
+        return (
+            f"INSERT INTO {self.table} AS seance_row ({self.listed}) "
+            # SQLite takes an ON after the name of a table for that of a join.
+            f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY {order} "
+            f"ON CONFLICT ({', '.join(self.key)}) {action}"
+        )
+
     #: That two values differ, NULL being equal to NULL.
     unequal = "{} IS DISTINCT FROM {}"
 
@@ -210,25 +234,49 @@ class Stage(Processed, ABC):
 
 
 class _OnPostgresql(Stage):
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
+        self.fill(rows)
+        try:
+            with self.connection.begin_nested():
+                inserted = self.run(f"{self._upsert} RETURNING xmax = 0")
+                answers = inserted.scalars().all()
+        except DBAPIError as error:
+            # 21000, cardinality_violation: two rows of the batch have one key.
+            if distinct or getattr(error.orig, "sqlstate", None) != "21000":
+                raise
+            return None
+        created = sum(answers)
+        updated = len(answers) - created
+        left = len(rows) - len(answers)
+        return Counter({"created": created, "updated": updated, self.left: left})
+
     def fill(self, rows: Sequence[Row]) -> None:
-        Copy(self.connection, self.target).stage(rows)
+        self.run(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.name} ON COMMIT DROP AS "
+            f"SELECT 0 AS seance_line, {self.listed} FROM {self.table} WITH NO DATA"
+        )
+        self.run(f"TRUNCATE {self.name}")
+        names = ["seance_line", *(column.name for column in self.target.columns)]
+        into = f"{self.name} (seance_line, {self.listed})"
+        numbered = [(line, *row) for line, row in enumerate(rows)]
+        copy(self.connection, None, self.name, into, names, numbered)
+
+    @property
+    def _upsert(self) -> str:
+        # Of rows with one key, the first to come is the first to be written.
+        return self.upsert(f"{', '.join(self.key)}, seance_line")
 
     def move(self) -> Iterable[Any]:
-        key = ", ".join(self.key)
-        action = "DO NOTHING"
-        if self.updates:
-            action = (
-                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
-                f"WHERE {self.differs('seance_old', 'excluded')}"
-            )
         back = [f"seance_f{n}" for n in range(len(self.wanted))]
         returned = "".join(
-            f", seance_old.{c} AS {name}"
+            f", seance_row.{c} AS {name}"
             for c, name in zip(self.wanted, back, strict=True)
         )
         keys = [f"seance_k{n}" for n in range(len(self.key))]
         made = "".join(
-            f", seance_old.{c} AS {name}"
+            f", seance_row.{c} AS {name}"
             for c, name in zip(self.key, keys, strict=True)
         )
         same = " AND ".join(
@@ -241,24 +289,19 @@ class _OnPostgresql(Stage):
             for c, name in zip(self.wanted, back, strict=True)
         )
         sql = (
-            f"WITH seance_written AS (INSERT INTO {self.table} AS seance_old "
-            f"({self.listed}) SELECT {self.listed} FROM {self.name} ORDER BY {key} "
-            f"ON CONFLICT ({key}) {action} "
+            f"WITH seance_written AS ({self._upsert} "
             f"RETURNING xmax = 0 AS seance_is_new{made}{returned}) "
             f"SELECT seance_new.seance_line, seance_written.seance_is_new{known} "
             f"FROM {self.name} AS seance_new "
             f"LEFT JOIN seance_written ON {same} "
             f"LEFT JOIN {self.table} AS seance_row ON {self.matches}"
         )
-        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
         unseen = []
         for place, is_new, *fetched in self.answers(sql, before=2):
             if is_new is None and None in fetched:
                 unseen.append(place)
-            status: Status = (
-                left if is_new is None else "created" if is_new else "updated"
-            )
-            yield place, status, *fetched
+            written = "created" if is_new else "updated"
+            yield place, self.left if is_new is None else written, *fetched
         if unseen:
             # Committed by somebody else since this statement began.
             wanted = "".join(f", seance_row.{c}" for c in self.wanted)
@@ -268,7 +311,7 @@ class _OnPostgresql(Stage):
                 f"WHERE seance_line IN ({', '.join(map(str, unseen))})"
             )
             for place, *fetched in self.answers(sql, before=1):
-                yield place, left, *fetched
+                yield place, self.left, *fetched
 
 
 class _OnSqlite(Stage):
@@ -286,18 +329,7 @@ class _OnSqlite(Stage):
         # From here on nobody else writes.
         self.run(f"DELETE FROM {self.table} WHERE 1 = 0")
         self._mark()
-        key = ", ".join(self.key)
-        action = "DO NOTHING"
-        if self.updates:
-            action = (
-                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
-                f"WHERE {self.differs('seance_row', 'excluded')}"
-            )
-        self.run(
-            f"INSERT INTO {self.table} AS seance_row ({self.listed}) "
-            f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY seance_line "
-            f"ON CONFLICT ({key}) {action}"
-        )
+        self.run(self.upsert("seance_line"))
         return self._all()
 
     def _mark(self) -> None:
@@ -312,8 +344,7 @@ class _OnSqlite(Stage):
     @property
     def statuses(self) -> dict[int, Status]:
         """What the marks of staged rows mean."""
-        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
-        return {0: "created", 1: left, 2: "updated"}
+        return {0: "created", 1: self.left, 2: "updated"}
 
     def _all(self, lock: str = "") -> Iterable[Any]:
         wanted = "".join(f", seance_row.{c}" for c in self.wanted)
@@ -334,9 +365,11 @@ class _OnMysql(_OnSqlite):
         # Any other DROP TABLE commits.
         return f"DROP TEMPORARY TABLE IF EXISTS {self.name}"
 
-    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
         self.fill(rows)
-        if self._has_one_twice():
+        if not distinct and self._has_one_twice():
             return None
         self._write()
         known = f"SELECT seance_known, count(*) FROM {self.name} GROUP BY seance_known"
