@@ -285,20 +285,22 @@ class _OnPostgresql(Stage):
         )
         known = "".join(
             # Of rows that were there before, which is what this statement sees.
-            f", coalesce(seance_written.{name}, seance_row.{c})"
+            f", CASE WHEN seance_written.seance_is_new IS NULL THEN seance_row.{c} "
+            f"ELSE seance_written.{name} END"
             for c, name in zip(self.wanted, back, strict=True)
         )
         sql = (
             f"WITH seance_written AS ({self._upsert} "
             f"RETURNING xmax = 0 AS seance_is_new{made}{returned}) "
-            f"SELECT seance_new.seance_line, seance_written.seance_is_new{known} "
+            f"SELECT seance_new.seance_line, seance_written.seance_is_new, "
+            f"seance_row.{self.key[0]} IS NULL{known} "
             f"FROM {self.name} AS seance_new "
             f"LEFT JOIN seance_written ON {same} "
             f"LEFT JOIN {self.table} AS seance_row ON {self.matches}"
         )
         unseen = []
-        for place, is_new, *fetched in self.answers(sql, before=2):
-            if is_new is None and None in fetched:
+        for place, is_new, is_unseen, *fetched in self.answers(sql, before=3):
+            if is_new is None and is_unseen:
                 unseen.append(place)
             written = "created" if is_new else "updated"
             yield place, self.left if is_new is None else written, *fetched
