@@ -18,6 +18,8 @@ class Habits(NamedTuple):
     takes_inserts_only: bool
     #: A trigger may change rows, or keep them out.
     has_trigger: bool
+    #: The rows are in partitions, of which RETURNING gives no system columns.
+    is_partitioned: bool
     #: What the column that counts up is filled from, and by nothing else.
     sequence: str | None
 
@@ -26,6 +28,7 @@ _HABITS = text(
     # Bits of tgtype: 1 for each row, 2 before, 4 INSERT.
     "SELECT c.relkind NOT IN ('r', 'p') OR c.relhasrules OR row_security_active(c.oid), "
     "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
+    "c.relkind = 'p', "
     "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
     "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
     # Fails on views.
@@ -76,7 +79,7 @@ class Place:
         }
         found = self.connection.execute(_HABITS, names).first()
         # Who writes into what is not there gets the error of an INSERT.
-        return Habits(True, False, None) if found is None else Habits(*found)
+        return Habits(True, False, False, None) if found is None else Habits(*found)
 
 
 def unescaped(connection: Connection, sql: str) -> str:

@@ -21,6 +21,7 @@ from zlib import crc32
 
 from sqlalchemy import Column, Connection
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm.exc import FlushError
 
 from ._dialects import ensure_transaction
 from ._locks import take_turn
@@ -55,7 +56,9 @@ def stage(
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        if Place(connection, target.table).habits.takes_inserts_only:
+        habits = Place(connection, target.table).habits
+        # What a trigger makes of a row may have another key, or be no row.
+        if habits.takes_inserts_only or habits.has_trigger or habits.is_partitioned:
             return None
     kind = _STAGES.get(name)
     return None if kind is None else kind(connection, target, changing, fetched)
@@ -103,6 +106,9 @@ class Stage(Processed, ABC):
 
         Args:
             distinct: It is known that none have.
+
+        Raises:
+            FlushError: Some are not there afterwards.
         """
         self.fill(rows)
         if not distinct and self._has_one_twice():
@@ -110,6 +116,12 @@ class Stage(Processed, ABC):
         found: list[Outcome | None] = [None] * len(rows)
         for place, status, *fetched in self.move():
             found[place] = Outcome(status, tuple(fetched))
+        if None in found:
+            raise FlushError(
+                f"{len(rows)} rows were written into {self.table} and "
+                f"{found.count(None)} of them have no row of their key afterwards; is "
+                f"there a trigger that changes keys, or keeps rows out?"
+            )
         return [outcome for outcome in found if outcome is not None]
 
     def write_all(
