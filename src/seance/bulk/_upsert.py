@@ -367,8 +367,9 @@ class _OnSqlite(Stage):
             f"FROM {self.name} AS seance_new JOIN {self.table} AS seance_row "
             f"ON {self.matches}{lock}"
         )
+        statuses = self.statuses
         for place, known, *fetched in self.answers(sql, before=2):
-            yield place, self.statuses[known], *fetched
+            yield place, statuses[known], *fetched
 
 
 class _OnMysql(_OnSqlite):
