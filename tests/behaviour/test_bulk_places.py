@@ -16,6 +16,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import FlushError
@@ -166,6 +167,19 @@ class Tree(Base):
     parent: Mapped[Tree | None] = relationship(remote_side=[id])
 
 
+class Goods(Base):
+    __tablename__ = "goods"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    name: Mapped[str] = mapped_column(String(20))
+
+
+class GoodsIn(Spec[Goods]):
+    code: str
+    name: str
+
+
 OTHER_SEQUENCE = "CREATE SEQUENCE other START 500"
 
 
@@ -271,7 +285,8 @@ def test_where_there_is_no_copy(run: Run, way: Any, changes: list[str]) -> None:
 
 
 @pytest.mark.parametrize("run", ON_POSTGRESQL, indirect=True)
-def test_rows_that_a_trigger_keeps_out(run: Run) -> None:
+@pytest.mark.parametrize("way", [by_flush, by_key, by_load_by_key])
+def test_rows_that_a_trigger_keeps_out(run: Run, way: Any) -> None:
     """A row that did not come to be is an error, as from a flush."""
 
     def prepare(connection: Connection) -> None:
@@ -286,7 +301,140 @@ def test_rows_that_a_trigger_keeps_out(run: Run) -> None:
         )
 
     def work(session: Session) -> None:
-        by_flush(session, Item, ItemIn, "ab")
+        way(session, Item, ItemIn, "ab")
 
     with pytest.raises(FlushError):
         run(prepare, work)
+
+
+PARTITIONED = [
+    "CREATE SEQUENCE numbers",
+    (
+        "CREATE TABLE goods (id integer NOT NULL DEFAULT nextval('numbers'), "
+        "code varchar(20) NOT NULL UNIQUE, name varchar(20) NOT NULL) "
+        "PARTITION BY RANGE (code)"
+    ),
+    "CREATE TABLE first PARTITION OF goods FOR VALUES FROM (MINVALUE) TO ('m')",
+    # With its columns in another order.
+    (
+        "CREATE TABLE second (name varchar(20) NOT NULL, code varchar(20) NOT NULL, "
+        "id integer NOT NULL DEFAULT nextval('numbers'))"
+    ),
+    "ALTER TABLE goods ATTACH PARTITION second FOR VALUES FROM ('m') TO (MAXVALUE)",
+]
+
+
+def on_insert(assignment: str) -> list[str]:
+    return [
+        (
+            "CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN {assignment}; RETURN NEW; END $$"
+        ),
+        (
+            "CREATE TRIGGER change BEFORE INSERT ON goods "
+            "FOR EACH ROW EXECUTE FUNCTION change()"
+        ),
+    ]
+
+
+def prepared(changes: list[str]) -> Callable[[Connection], None]:
+    def prepare(connection: Connection) -> None:
+        if changes is not PARTITIONED:
+            Base.metadata.create_all(connection, [Base.metadata.tables["goods"]])
+        for change in changes:
+            connection.exec_driver_sql(change)
+        connection.exec_driver_sql("INSERT INTO goods (code, name) VALUES ('a', 'x')")
+        connection.exec_driver_sql("INSERT INTO goods (code, name) VALUES ('z', 'x')")
+
+    return prepare
+
+
+def names(session: Session) -> dict[str, str]:
+    found = session.execute(select(Goods.code, Goods.name))
+    return {row.code: row.name for row in found}
+
+
+@pytest.mark.parametrize("run", ON_POSTGRESQL, indirect=True)
+@pytest.mark.parametrize("on_conflict", ["update", "skip"])
+@pytest.mark.parametrize(
+    "changes",
+    [PARTITIONED, on_insert("NEW.id := NEW.id + 100")],
+    ids=["partitions", "a trigger"],
+)
+def test_what_became_of_rows(run: Run, changes: list[str], on_conflict: Any) -> None:
+    """Who writes by key is told what is new, whatever the table is like."""
+    rows = [("a", "x"), ("b", "new"), ("y", "new"), ("z", "new")]
+
+    def load(session: Session) -> Any:
+        with session.bulk() as bulk:
+            twice = [*rows, ("b", "again"), ("y", "new")]
+            given = [{"code": code, "name": name} for code, name in twice]
+            report = bulk.load(given, GoodsIn, on_conflict=on_conflict)
+        counts = report.created, report.updated, report.unchanged, report.skipped
+        found = names(session)
+        session.execute(text("DELETE FROM goods WHERE code IN ('b', 'y')"))
+        session.execute(text("UPDATE goods SET name = 'x'"))
+        session.commit()
+        return counts, found
+
+    def write(session: Session) -> Any:
+        with session.bulk() as bulk:
+            for code, name in rows:
+                bulk.add(Goods(code=code, name=name))
+            report = bulk.commit(on_conflict=on_conflict)
+        return report.statuses, names(session)
+
+    loaded, written = run(prepared(changes), lambda s: (load(s), write(s)))
+    if on_conflict == "update":
+        new = {"a": "x", "b": "new", "y": "new", "z": "new"}
+        assert ((2, 2, 2, 0), {**new, "b": "again"}) == loaded
+        assert (["unchanged", "created", "created", "updated"], new) == written
+    else:
+        new = {"a": "x", "b": "new", "y": "new", "z": "x"}
+        assert ((2, 0, 0, 4), new) == loaded
+        assert (["skipped", "created", "created", "skipped"], new) == written
+
+
+@pytest.mark.parametrize("run", ON_POSTGRESQL, indirect=True)
+@pytest.mark.parametrize("on_conflict", ["update", "skip"])
+def test_a_trigger_that_changes_keys(run: Run, on_conflict: Any) -> None:
+    """What comes to be under another key is new; what cannot be is an error."""
+    prepare = prepared(on_insert("NEW.code := lower(NEW.code)"))
+
+    def work(session: Session) -> Any:
+        with session.bulk() as bulk:
+            rows = [{"code": code, "name": "new"} for code in ("A", "B", "C", "c")]
+            report = bulk.load(rows, GoodsIn, on_conflict=on_conflict, max_errors=9)
+        with session.bulk() as bulk:
+            goods = Goods(code="D", name="new")
+            bulk.add(goods)
+            assert ["created"] == bulk.commit(on_conflict=on_conflict).statuses
+        with session.bulk() as bulk:
+            bulk.add(Goods(code="A", name="new"))
+            with pytest.raises(IntegrityError):
+                bulk.commit(on_conflict=on_conflict)
+        found = session.scalar(text(f"SELECT code FROM goods WHERE id = {goods.id}"))
+        left = report.unchanged + report.skipped
+        return (report.created, left, report.rejected), found, names(session)
+
+    counts, found, rows = run(prepare, work)
+    assert "d" == found
+    assert {"a": "x", "z": "x", "b": "new", "c": "new", "d": "new"} == rows
+    assert (2, 1, 1) == counts
+
+
+@pytest.mark.parametrize("run", DRIVERS[3:], indirect=True)
+def test_a_key_that_was_changed(run: Run) -> None:
+    """A row that is not there under its key is an error that says so."""
+    trigger = (
+        "CREATE TRIGGER lowered BEFORE INSERT ON goods FOR EACH ROW "
+        "SET NEW.code = concat(NEW.code, '!')"
+    )
+
+    def work(session: Session) -> None:
+        with session.bulk() as bulk:
+            bulk.add(Goods(code="B", name="new"))
+            bulk.commit(on_conflict="update")
+
+    with pytest.raises(FlushError, match="trigger"):
+        run(prepared([trigger]), work)

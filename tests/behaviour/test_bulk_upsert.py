@@ -7,6 +7,9 @@ The slow way asks for each value's row, sets what differs, and adds what is new.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     ForeignKey,
+    Numeric,
     String,
     TypeDecorator,
     delete,
@@ -76,6 +80,26 @@ class Watched(Stocked, Base):
 @event.listens_for(Watched, "before_update")
 def _look_on(mapper: object, connection: object, watched: Watched) -> None:
     pass
+
+
+class Priced(Base):
+    __tablename__ = "priced"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    name: Mapped[str | None] = mapped_column(String(20))
+    price: Mapped[Decimal] = mapped_column(Numeric(8, 2), server_default=text("1.5"))
+    since: Mapped[datetime] = mapped_column(server_default=text("'2020-01-02 03:04'"))
+    note: Mapped[str | None] = mapped_column(String(20), server_default=text("NULL"))
+
+
+class Lazy(Base):
+    __tablename__ = "lazy"
+    __mapper_args__: Mapping[str, Any] = {"eager_defaults": False}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(String(20), unique=True)
+    price: Mapped[Decimal] = mapped_column(Numeric(8, 2), server_default=text("1.5"))
 
 
 class Animal(Base):
@@ -251,6 +275,7 @@ def test_rows_and_report(db: Database, kind: Any, data: st.DataObject) -> None:
             if status == "skipped":
                 continue
             held = {n: v for n, v in inspect(instance).dict.items() if n[0] != "_"}
+            held |= {name: getattr(instance, name) for name in ("amount", "state")}
             session.refresh(instance)
             assert held.items() <= inspect(instance).dict.items()
         assert len(loaded) == len(before) * known
@@ -405,3 +430,78 @@ def test_without_a_transaction(db: Database) -> None:
             bulk.flush(on_conflict="update")
     assert {"a", "one", "two"} == rows_of(db, Item).keys()
     assert "two" == rows_of(db, Item)["a"][0]
+
+
+@contextmanager
+def statements(session: Session) -> Iterator[list[str]]:
+    """Note what is sent meanwhile."""
+    sent: list[str] = []
+
+    def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    engine = session.get_bind()
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def upserted(session: Session, instance: Any) -> tuple[str, Any]:
+    """Give what became of an instance, and the session's for its row."""
+    with session.bulk() as bulk:
+        bulk.add(instance)
+        report = bulk.flush(on_conflict="update")
+        return report.statuses[0], bulk.get(type(instance))[0]
+
+
+def loaded(instance: Any) -> dict[str, Any]:
+    return {
+        name: value for name, value in inspect(instance).dict.items() if name != _SA
+    }
+
+
+_SA = "_sa_instance_state"
+
+
+@pytest.mark.parametrize("kind", [Priced, Lazy])
+def test_defaults_of_the_server(db: Database, kind: Any) -> None:
+    """What was created knows them where a flush fetches them, and asks elsewhere."""
+    with db.session_manager() as session:
+        plain = kind(code="plain")
+        session.add(plain)
+        session.flush()
+        ours = kind(code="ours")
+        assert ("created", ours) == upserted(session, ours)
+        assert ("price" in loaded(plain)) == ("price" in loaded(ours))
+        assert {**loaded(plain), "id": ours.id, "code": "ours"} == loaded(ours)
+        with statements(session) as sent:
+            assert Decimal("1.50") == ours.price
+            if kind is Priced:
+                assert "2020-01-02T03:04:00" == ours.since.isoformat()
+                assert ours.note is None
+        assert (kind is Lazy) == bool(sent)
+
+
+def test_nulls_of_rows_that_exist(db: Database) -> None:
+    """A column that holds NULL is no sign of a row that nobody has seen."""
+    with db.session_manager() as session:
+        session.add(Priced(code="a", name="x"))
+        session.flush()
+        session.expunge_all()
+        with statements(session) as sent:
+            status, _ = upserted(session, Priced(code="a", name="x"))
+        assert "unchanged" == status
+        assert not [each for each in sent if "seance_line IN" in each]
+
+
+@pytest.mark.parametrize("kind", [Item, Watched])
+@pytest.mark.parametrize("name", ["old", "new"])
+def test_what_was_not_set(db: Database, kind: Any, name: str) -> None:
+    """Attributes of an instance that was not new are what its row says."""
+    seeded(db, kind, [{"code": "a", "name": "old", "amount": 7, "state": "old"}])
+    with db.session_manager() as session:
+        status, instance = upserted(session, kind(code="a", name=name))
+        assert status == ("unchanged" if name == "old" else "updated")
+        assert (name, 7, "old") == (instance.name, instance.amount, instance.state)

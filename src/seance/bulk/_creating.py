@@ -15,11 +15,11 @@ from ..references import Proxy, is_resolved, settle, shape_of, unsettle
 from ._attempts import Attempts
 from ._layout import Rows
 from ._linking import Linker, is_pending, nested_in
+from ._locks import take_turns
 from ._plan import by_shape
 from ._report import LoadReport
 from ._rows import Row, Target
 from ._run import part_values
-from ._upsert import take_turns
 from ._write import writer
 
 

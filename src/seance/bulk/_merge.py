@@ -127,12 +127,19 @@ class _Merging:
             for place in self.given
             if place not in self.key and writer.attributes[place].key in may
         ]
-        #: What the instances say that is not written.
-        self.unwritten = sorted(names - may - set(key))
         self.identity = [
             places[self.mapper.get_property_by_column(of).key]
             for of in self.mapper.primary_key
         ]
+        sent = {*self.given, *self.made, *self.identity}
+        filled = [place for place in writer.filled if place not in sent]
+        #: What the database fills in a new row, where a flush fetches it.
+        self.filled = filled if writer.fetches else []
+        #: What a new row has that its instance does not know.
+        self.unknown = [] if writer.fetches else self._named(filled)
+        #: What a row that was there has, or may have otherwise than its instance says.
+        known = {*self.key, *self.changing, *self.identity}
+        self.unset = self._named(n for n in range(len(places)) if n not in known)
         changed = {writer.attributes[place].column for place in self.changing}
         #: The relationships that an update may change.
         self.parents = [
@@ -151,8 +158,11 @@ class _Merging:
             writer.connection,
             self.target,
             changing=[columns[place] for place in self.changing],
-            fetched=[columns[place] for place in self.identity],
+            fetched=[columns[place] for place in [*self.identity, *self.filled]],
         )
+
+    def _named(self, places: Iterable[int]) -> list[str]:
+        return [self.writer.attributes[place].key for place in places]
 
     def write(self, states: Sequence[State], size: int) -> dict[State, Merged]:
         """Write rows; none of them where that cannot be done here."""
@@ -216,15 +226,15 @@ class _Merging:
         merged: dict[State, Merged] = {}
         attributes = self.writer.attributes
         mapper, identities = self.mapper, self.session.identity_map
+        width = len(self.identity)
         own: list[State] = []
         for n, (state, outcome) in enumerate(zip(states, outcomes, strict=True)):
             instance = state.obj()
             merged[state] = outcome.status, instance
             if outcome.status == "skipped":
                 continue
-            present = identities.get(
-                mapper.identity_key_from_primary_key(outcome.fetched)
-            )
+            identity, filled = outcome.fetched[:width], outcome.fetched[width:]
+            present = identities.get(mapper.identity_key_from_primary_key(identity))
             if present is not None and present is not instance:
                 merged[state] = outcome.status, present
                 for place in self.changing:
@@ -235,16 +245,19 @@ class _Merging:
                 its = present._sa_instance_state
                 its._expire_attributes(its.dict, self.parents)
                 continue
-            for place, value in zip(self.identity, outcome.fetched, strict=True):
+            for place, value in zip(self.identity, identity, strict=True):
                 state.dict[attributes[place].key] = value
             if outcome.status == "created":
+                for place, value in zip(self.filled, filled, strict=True):
+                    state.dict[attributes[place].key] = value
                 for place in self.made:
                     state.dict[attributes[place].key] = columns[place][n]
             own.append(state)
         self.writer.make_persistent(own, [state.dict for state in own])
         for state in own:
-            if self.unwritten and merged[state][0] != "created":
-                state._expire_attributes(state.dict, self.unwritten)
+            left = self.unknown if merged[state][0] == "created" else self.unset
+            if left:
+                state._expire_attributes(state.dict, left)
         return merged
 
 

@@ -18,6 +18,8 @@ class Habits(NamedTuple):
     takes_inserts_only: bool
     #: A trigger may change rows, or keep them out.
     has_trigger: bool
+    #: The rows are in partitions, of which RETURNING gives no system columns.
+    is_partitioned: bool
     #: What the column that counts up is filled from, and by nothing else.
     sequence: str | None
 
@@ -40,6 +42,7 @@ _HABITS = text(
     "OR t.typname IN ('money', 'macaddr', 'macaddr8', 'tsvector', 'tsquery', "
     "'refcursor', 'aclitem', 'txid_snapshot', 'pg_snapshot')))), "
     "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
+    "c.relkind = 'p', "
     "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
     "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
     # Fails on views.
@@ -90,7 +93,7 @@ class Place:
     def habits(self) -> Habits:
         """What PostgreSQL has been told to do there; asks it."""
         if self.has_sql_around_values:
-            return Habits(True, False, None)
+            return Habits(True, False, False, None)
         counter: Any = self.table.autoincrement_column
         names = {
             "seance_table": self.text,
@@ -99,7 +102,7 @@ class Place:
         }
         found = self.connection.execute(_HABITS, names).first()
         # Who writes into what is not there gets the error of an INSERT.
-        return Habits(True, False, None) if found is None else Habits(*found)
+        return Habits(True, False, False, None) if found is None else Habits(*found)
 
 
 def unescaped(connection: Connection, sql: str) -> str:

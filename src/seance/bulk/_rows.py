@@ -10,7 +10,6 @@ from datetime import date, datetime, time
 from types import NoneType
 from typing import Any, Literal, Self
 from uuid import UUID
-from zlib import crc32
 
 from sqlalchemy import (
     ARRAY,
@@ -158,72 +157,19 @@ def _mapped(processor: Any, values: Sequence[Any]) -> list[Any]:
 
 
 class Copy(Processed):
-    """
-    PostgreSQL's COPY: into the table, or into a temporary one where rows may
-    exist already.
-    """
+    """PostgreSQL's COPY into a table."""
 
     def __init__(self, connection: Connection, target: Target) -> None:
         super().__init__(connection, target)
         prepare = connection.dialect.identifier_preparer
         self.names = [column.name for column in target.columns]
         self.place = Place(connection, target.table)
-        self.table = self.place.name
-        quoted = [prepare.quote(name) for name in self.names]
-        columns = ", ".join(quoted)
-        self.into = f"{self.table} ({columns})"
-        # One for each set of columns: rows of one load may differ in what they set.
-        self.staged = f"seance_stage_{crc32(self.into.encode()):08x}"
-        key = ", ".join(prepare.quote(column.name) for column in target.key)
-        self.create = (
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.staged} ON COMMIT DROP AS "
-            f"SELECT 0 AS seance_line, 0 AS seance_round, {columns} "
-            f"FROM {self.table} WITH NO DATA"
-        )
-        self.number = (
-            f"UPDATE {self.staged} SET seance_round = r.n FROM (SELECT seance_line AS l, "
-            f"row_number() OVER (PARTITION BY {key} ORDER BY seance_line) AS n "
-            f"FROM {self.staged}) AS r WHERE seance_line = r.l"
-        )
-        changing = [prepare.quote(c.name) for c in target.changing]
-        action = "DO NOTHING"
-        if target.on_conflict == "update" and changing:
-            ours = [comparable(c, connection.dialect) for c in target.changing]
-            mine = ", ".join(
-                f.format(f"seance_row.{c}") for f, c in zip(ours, changing, strict=True)
-            )
-            theirs = ", ".join(
-                f.format(f"excluded.{c}") for f, c in zip(ours, changing, strict=True)
-            )
-            action = (
-                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in changing)} "
-                f"WHERE ({mine}) IS DISTINCT FROM ({theirs})"
-            )
-        self.move = (
-            f"INSERT INTO {self.table} AS seance_row ({columns}) SELECT {columns} "
-            f"FROM {self.staged} {{where}} ORDER BY {key}, seance_line "
-            f"ON CONFLICT ({key}) {action} RETURNING xmax = 0"
-        )
+        self.into = f"{self.place.name} ({', '.join(map(prepare.quote, self.names))})"
 
     def write(self, rows: Sequence[Row]) -> Written:
-        """COPY the rows; with a conflict policy, by way of a temporary table."""
-        if self.target.on_conflict == "raise":
-            self.send(rows)
-            return Written(created=len(rows))
-        take_turn(self.connection, self.table)
-        self.stage(rows)
-        try:
-            with self.connection.begin_nested():
-                created, updated = self._move("")
-        except sa_exc.DBAPIError as error:
-            # 21000, cardinality_violation: two rows of the batch have one key.
-            if getattr(error.orig, "sqlstate", None) != "21000":
-                raise
-            created, updated = self._move_in_rounds()
-        left = len(rows) - created - updated
-        if self.target.on_conflict == "skip":
-            return Written(created=created, skipped=left)
-        return Written(created=created, updated=updated, unchanged=left)
+        """COPY the rows."""
+        self.send(rows)
+        return Written(created=len(rows))
 
     def send(
         self, rows: Sequence[Row], meanwhile: Callable[[], None] | None = None
@@ -243,48 +189,6 @@ class Copy(Processed):
             rows,
             meanwhile,
         )
-
-    def stage(self, rows: Sequence[Row]) -> None:
-        """Put *rows* into the temporary table, numbered from 0."""
-        run = self.connection.exec_driver_sql
-        run(self.create)
-        run(f"TRUNCATE {self.staged}")
-        prepare = self.connection.dialect.identifier_preparer
-        names = ["seance_line", *self.names]
-        into = f"{self.staged} ({', '.join(prepare.quote(name) for name in names)})"
-        numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy(self.connection, None, self.staged, into, names, numbered)
-
-    def _move(self, where: str) -> tuple[int, int]:
-        result = self.connection.exec_driver_sql(self.move.format(where=where))
-        answers = result.scalars().all()
-        created = sum(answers)
-        return created, len(answers) - created
-
-    def _move_in_rounds(self) -> tuple[int, int]:
-        """Write rows of one key one after the other, in the order they came."""
-        run = self.connection.exec_driver_sql
-        run(self.number)
-        rounds = run(f"SELECT max(seance_round) FROM {self.staged}").scalar_one()
-        created = updated = 0
-        for number in range(1, rounds + 1):
-            more = self._move(f"WHERE seance_round = {number}")
-            created += more[0]
-            updated += more[1]
-        return created, updated
-
-
-def take_turn(connection: Connection, table: str) -> None:
-    """
-    Wait until nobody else writes batches into *table*, until the transaction ends.
-
-    Another one may hold what this one writes next, and want what it has written.
-    """
-    name = table.replace("'", "''")
-    connection.exec_driver_sql(
-        "SELECT pg_advisory_xact_lock(hashtext('seance'), "
-        f"'{name}'::regclass::oid::integer)"
-    )
 
 
 def comparable(column: Column[Any], dialect: Dialect) -> str:

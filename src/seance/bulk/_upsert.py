@@ -13,18 +13,29 @@ other for ever.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Column, Connection, Table, event
+from sqlalchemy import Column, Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm.exc import FlushError
 
-from . import _rows
 from ._dialects import ensure_transaction
+from ._locks import take_turn
 from ._places import Place
 from ._report import Status
-from ._rows import Copy, Processed, Row, Target, can_copy, can_stage, comparable
+from ._rows import (
+    Processed,
+    Row,
+    Target,
+    can_copy,
+    can_stage,
+    comparable,
+    copy,
+)
 
 
 class Outcome(NamedTuple):
@@ -56,13 +67,15 @@ def stage(
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        if place.habits.takes_inserts_only:
+        habits = place.habits
+        # What a trigger makes of a row may have another key, or be no row.
+        if habits.takes_inserts_only or habits.has_trigger or habits.is_partitioned:
             return None
     kind = _STAGES.get(name)
     return None if kind is None else kind(connection, target, changing, fetched)
 
 
-class Stage(Processed):
+class Stage(Processed, ABC):
     """Writes rows by way of a temporary table."""
 
     def __init__(
@@ -87,6 +100,8 @@ class Stage(Processed):
         #: How a value of each changing column is written to be compared.
         self.forms = [comparable(column, connection.dialect) for column in changing]
         self.updates = target.on_conflict == "update" and bool(changing)
+        #: What becomes of rows that are there and are not updated.
+        self.left: Status = "unchanged" if target.on_conflict == "update" else "skipped"
         #: The condition under which a row of the table has the key of a staged one.
         self.matches = " AND ".join(
             f"seance_row.{name} = seance_new.{name}" for name in self.key
@@ -102,18 +117,29 @@ class Stage(Processed):
 
         Args:
             distinct: It is known that none have.
+
+        Raises:
+            FlushError: Some are not there afterwards.
         """
         self.fill(rows)
         if not distinct and self._has_one_twice():
             return None
         found: list[Outcome | None] = [None] * len(rows)
         for place, status, *fetched in self.move():
-            found[place] = Outcome(status, self._read(fetched))
+            found[place] = Outcome(status, tuple(fetched))
+        if None in found:
+            raise FlushError(
+                f"{len(rows)} rows were written into {self.table} and "
+                f"{found.count(None)} of them have no row of their key afterwards; is "
+                f"there a trigger that changes keys, or keeps rows out?"
+            )
         return [outcome for outcome in found if outcome is not None]
 
-    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
         """As :meth:`write_each`, but only say how often each came to be."""
-        outcomes = self.write_each(rows)
+        outcomes = self.write_each(rows, distinct=distinct)
         if outcomes is None:
             return None
         return Counter(outcome.status for outcome in outcomes)
@@ -154,9 +180,9 @@ class Stage(Processed):
         mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
         return ", ".join([mark] * len(names))
 
+    @abstractmethod
     def move(self) -> Iterable[Any]:
         """Write what is staged; give place, status and what was fetched of each."""
-        raise NotImplementedError
 
     def run(self, sql: str) -> Any:
         """Execute a statement as it stands."""
@@ -167,6 +193,25 @@ class Stage(Processed):
         return " OR ".join(
             self.unequal.format(form.format(f"{one}.{c}"), form.format(f"{other}.{c}"))
             for form, c in zip(self.forms, self.changing, strict=True)
+        )
+
+    def upsert(self, order: str) -> str:
+        """
+        Write the statement that inserts what is staged, or updates where it is there.
+
+        Args:
+            order: The columns by which the rows are sorted.
+        """
+        action = "DO NOTHING"
+        if self.updates:
+            sets = ", ".join(f"{name} = excluded.{name}" for name in self.changing)
+            differs = self.differs("seance_row", "excluded")
+            action = f"DO UPDATE SET {sets} WHERE {differs}"
+        return (
+            f"INSERT INTO {self.table} AS seance_row ({self.listed}) "
+            # SQLite takes an ON after the name of a table for that of a join.
+            f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY {order} "
+            f"ON CONFLICT ({', '.join(self.key)}) {action}"
         )
 
     #: That two values differ, NULL being equal to NULL.
@@ -181,41 +226,80 @@ class Stage(Processed):
         """Write a staged column of the key so that it is equal where the row's is."""
         return self.connection.dialect.identifier_preparer.quote(column.name)
 
-    def _read(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(
-            value if read is None else read(value)
-            for read, value in zip(self._readers, values, strict=True)
-        )
+    def answers(self, sql: str, before: int) -> Iterable[Row]:
+        """
+        Give the rows of a query, with what is fetched as Python has it.
 
-    @property
-    def _readers(self) -> list[Any]:
+        Args:
+            before: How many columns come before those that are fetched.
+        """
+        result = self.run(sql)
         dialect = self.connection.dialect
+        # Some types read by what the driver says it has got, as those of PostgreSQL do.
+        kinds = [about[1] for about in result.cursor.description[before:]]
+        readers: list[Any] = [
+            column.type.dialect_impl(dialect).result_processor(dialect, kind)
+            for column, kind in zip(self.fetched, kinds, strict=True)
+        ]
+        found: Sequence[Row] = result.all()
+        if not any(readers):
+            return found
         return [
-            column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in self.fetched
+            (
+                *row[:before],
+                *(
+                    value if read is None else read(value)
+                    for read, value in zip(readers, row[before:], strict=True)
+                ),
+            )
+            for row in found
         ]
 
 
 class _OnPostgresql(Stage):
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
+        self.fill(rows)
+        try:
+            with self.connection.begin_nested():
+                inserted = self.run(f"{self._upsert} RETURNING xmax = 0")
+                answers = inserted.scalars().all()
+        except DBAPIError as error:
+            # 21000, cardinality_violation: two rows of the batch have one key.
+            if distinct or getattr(error.orig, "sqlstate", None) != "21000":
+                raise
+            return None
+        created = sum(answers)
+        updated = len(answers) - created
+        left = len(rows) - len(answers)
+        return Counter({"created": created, "updated": updated, self.left: left})
+
     def fill(self, rows: Sequence[Row]) -> None:
-        Copy(self.connection, self.target).stage(rows)
+        self.run(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self.name} ON COMMIT DROP AS "
+            f"SELECT 0 AS seance_line, {self.listed} FROM {self.table} WITH NO DATA"
+        )
+        self.run(f"TRUNCATE {self.name}")
+        names = ["seance_line", *(column.name for column in self.target.columns)]
+        into = f"{self.name} (seance_line, {self.listed})"
+        numbered = [(line, *row) for line, row in enumerate(rows)]
+        copy(self.connection, None, self.name, into, names, numbered)
+
+    @property
+    def _upsert(self) -> str:
+        # Of rows with one key, the first to come is the first to be written.
+        return self.upsert(f"{', '.join(self.key)}, seance_line")
 
     def move(self) -> Iterable[Any]:
-        key = ", ".join(self.key)
-        action = "DO NOTHING"
-        if self.updates:
-            action = (
-                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
-                f"WHERE {self.differs('seance_old', 'excluded')}"
-            )
         back = [f"seance_f{n}" for n in range(len(self.wanted))]
         returned = "".join(
-            f", seance_old.{c} AS {name}"
+            f", seance_row.{c} AS {name}"
             for c, name in zip(self.wanted, back, strict=True)
         )
         keys = [f"seance_k{n}" for n in range(len(self.key))]
         made = "".join(
-            f", seance_old.{c} AS {name}"
+            f", seance_row.{c} AS {name}"
             for c, name in zip(self.key, keys, strict=True)
         )
         same = " AND ".join(
@@ -224,28 +308,25 @@ class _OnPostgresql(Stage):
         )
         known = "".join(
             # Of rows that were there before, which is what this statement sees.
-            f", coalesce(seance_written.{name}, seance_row.{c})"
+            f", CASE WHEN seance_written.seance_is_new IS NULL THEN seance_row.{c} "
+            f"ELSE seance_written.{name} END"
             for c, name in zip(self.wanted, back, strict=True)
         )
         sql = (
-            f"WITH seance_written AS (INSERT INTO {self.table} AS seance_old "
-            f"({self.listed}) SELECT {self.listed} FROM {self.name} ORDER BY {key} "
-            f"ON CONFLICT ({key}) {action} "
+            f"WITH seance_written AS ({self._upsert} "
             f"RETURNING xmax = 0 AS seance_is_new{made}{returned}) "
-            f"SELECT seance_new.seance_line, seance_written.seance_is_new{known} "
+            f"SELECT seance_new.seance_line, seance_written.seance_is_new, "
+            f"seance_row.{self.key[0]} IS NULL{known} "
             f"FROM {self.name} AS seance_new "
             f"LEFT JOIN seance_written ON {same} "
             f"LEFT JOIN {self.table} AS seance_row ON {self.matches}"
         )
-        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
         unseen = []
-        for place, is_new, *fetched in self.run(sql).all():
-            if is_new is None and None in fetched:
+        for place, is_new, is_unseen, *fetched in self.answers(sql, before=3):
+            if is_new is None and is_unseen:
                 unseen.append(place)
-            status: Status = (
-                left if is_new is None else "created" if is_new else "updated"
-            )
-            yield place, status, *fetched
+            written = "created" if is_new else "updated"
+            yield place, self.left if is_new is None else written, *fetched
         if unseen:
             # Committed by somebody else since this statement began.
             wanted = "".join(f", seance_row.{c}" for c in self.wanted)
@@ -254,8 +335,8 @@ class _OnPostgresql(Stage):
                 f"JOIN {self.table} AS seance_row ON {self.matches} "
                 f"WHERE seance_line IN ({', '.join(map(str, unseen))})"
             )
-            for place, *fetched in self.run(sql).all():
-                yield place, left, *fetched
+            for place, *fetched in self.answers(sql, before=1):
+                yield place, self.left, *fetched
 
 
 class _OnSqlite(Stage):
@@ -273,18 +354,7 @@ class _OnSqlite(Stage):
         # From here on nobody else writes.
         self.run(f"DELETE FROM {self.table} WHERE 1 = 0")
         self._mark()
-        key = ", ".join(self.key)
-        action = "DO NOTHING"
-        if self.updates:
-            action = (
-                f"DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in self.changing)} "
-                f"WHERE {self.differs('seance_row', 'excluded')}"
-            )
-        self.run(
-            f"INSERT INTO {self.table} AS seance_row ({self.listed}) "
-            f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY seance_line "
-            f"ON CONFLICT ({key}) {action}"
-        )
+        self.run(self.upsert("seance_line"))
         return self._all()
 
     def _mark(self) -> None:
@@ -299,8 +369,7 @@ class _OnSqlite(Stage):
     @property
     def statuses(self) -> dict[int, Status]:
         """What the marks of staged rows mean."""
-        left: Status = "unchanged" if self.target.on_conflict == "update" else "skipped"
-        return {0: "created", 1: left, 2: "updated"}
+        return {0: "created", 1: self.left, 2: "updated"}
 
     def _all(self, lock: str = "") -> Iterable[Any]:
         wanted = "".join(f", seance_row.{c}" for c in self.wanted)
@@ -309,8 +378,9 @@ class _OnSqlite(Stage):
             f"FROM {self.name} AS seance_new JOIN {self.table} AS seance_row "
             f"ON {self.matches}{lock}"
         )
-        for place, known, *fetched in self.run(sql).all():
-            yield place, self.statuses[known], *fetched
+        statuses = self.statuses
+        for place, known, *fetched in self.answers(sql, before=2):
+            yield place, statuses[known], *fetched
 
 
 class _OnMysql(_OnSqlite):
@@ -321,9 +391,11 @@ class _OnMysql(_OnSqlite):
         # Any other DROP TABLE commits.
         return f"DROP TEMPORARY TABLE IF EXISTS {self.name}"
 
-    def write_all(self, rows: Sequence[Row]) -> Counter[Status] | None:
+    def write_all(
+        self, rows: Sequence[Row], *, distinct: bool = False
+    ) -> Counter[Status] | None:
         self.fill(rows)
-        if self._has_one_twice():
+        if not distinct and self._has_one_twice():
             return None
         self._write()
         known = f"SELECT seance_known, count(*) FROM {self.name} GROUP BY seance_known"
@@ -354,57 +426,6 @@ class _OnMysql(_OnSqlite):
             f"ON {self.matches} SET seance_known = {same if self.updates else 1}"
         )
 
-
-def take_turn(connection: Connection, table: str) -> None:
-    """
-    Wait until nobody else writes like this into *table*, until the transaction ends.
-
-    InnoDB locks gaps between keys, so that two of these could wait for each other
-    however their rows are sorted.
-    """
-    name = f"seance {crc32(f'{connection.engine.url.database}.{table}'.encode()):08x}"
-    held = connection.info.setdefault("seance_turns", set())
-    if name in held:
-        return
-    wait = "SELECT GET_LOCK(%s, @@lock_wait_timeout)"
-    connection.exec_driver_sql(wait, (name,))
-    held.add(name)
-
-    def release(connection: Connection, *_: Any) -> None:
-        if name in held:
-            held.discard(name)
-            connection.exec_driver_sql("DO RELEASE_LOCK(%s)", (name,))
-
-    for ending in _ENDINGS:
-        event.listen(connection, ending, release)
-
-
-#: What ends a transaction, or is the last before that in which a lock can be released.
-_ENDINGS = (
-    *("commit", "rollback"),
-    *("prepare_twophase", "commit_twophase", "rollback_twophase"),
-)
-
-
-def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
-    """
-    Wait until nobody else writes batches into *tables*, until the transaction ends.
-
-    Whoever will write into several takes all of these turns at once: they come in one
-    order then, so that two never wait for each other.
-    """
-    take = _TURNS.get(connection.dialect.name)
-    if take is None:
-        return
-    for name in sorted({Place(connection, table).name for table in tables}):
-        take(connection, name)
-
-
-_TURNS = {
-    "postgresql": _rows.take_turn,
-    "mysql": take_turn,
-    "mariadb": take_turn,
-}
 
 _STAGES: dict[str, type[Stage]] = {
     "postgresql": _OnPostgresql,

@@ -24,6 +24,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
 from . import _values
+from ._locks import take_turn
 from ._places import Place
 from ._rows import (
     Copy,
@@ -32,7 +33,6 @@ from ._rows import (
     Target,
     Written,
     can_copy,
-    can_stage,
     comparable,
 )
 from ._upsert import Stage, stage
@@ -54,18 +54,14 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
     """Give the fastest writer that does what the unit of work would do."""
     if needs_unit_of_work(target):
         return _UnitOfWork(session, target)
-    dialect = connection.dialect
-    if can_copy(connection):
-        by_key = target.on_conflict != "raise"
-        if (by_key and not can_stage(connection)) or (
-            Place(connection, target.table).habits.takes_inserts_only
-        ):
-            return _UnitOfWork(session, target)
-        return Copy(connection, target)
-    if target.on_conflict == "raise" or dialect.name == "sqlite":
+    if target.on_conflict != "raise" and connection.dialect.name != "sqlite":
+        staged = stage(connection, target, target.changing)
+        return _UnitOfWork(session, target) if staged is None else _Staged(staged)
+    if not can_copy(connection):
         return _Insert(connection, target)
-    staged = stage(connection, target, target.changing)
-    return _UnitOfWork(session, target) if staged is None else _Staged(staged)
+    if Place(connection, target.table).habits.takes_inserts_only:
+        return _UnitOfWork(session, target)
+    return Copy(connection, target)
 
 
 _EVENTS = ("before_insert", "after_insert", "before_update", "after_update")
@@ -165,13 +161,16 @@ class _Staged:
 
     def write(self, rows: Sequence[Row]) -> Written:
         """Write rows, those of one key one after the other."""
+        # A batch of another load may hold what this one writes, and want what an
+        # earlier batch of this one has written.
+        take_turn(self.stage.connection, self.stage.table)
         counts = self.stage.write_all(rows)
-        if counts is not None:
-            return Written(**{str(status): times for status, times in counts.items()})
-        total = Written()
-        for turn in self.stage.turns():
-            total += self.write([rows[line] for line in turn])
-        return total
+        if counts is None:
+            counts = Counter()
+            for turn in self.stage.turns():
+                some = [rows[line] for line in turn]
+                counts.update(self.stage.write_all(some, distinct=True) or {})
+        return Written(**{str(status): times for status, times in counts.items()})
 
 
 class _Insert(Processed):
