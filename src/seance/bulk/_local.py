@@ -100,7 +100,13 @@ class Local:
         parts = []
         for part in self._parts(value, shape):
             inner = self.named(part)
-            parts.append(part if inner is None else self.keys.get(inner, part))
+            if inner is None:
+                parts.append(part)
+            elif inner.is_row:
+                # Its key is known, and may not be asked for again.
+                parts.append(inner.instance)
+            else:
+                parts.append(self.keys.get(inner, part))
         key = Proxy(shape, tuple(parts))
         return self._registry.find(key) or key
 

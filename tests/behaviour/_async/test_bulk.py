@@ -50,6 +50,12 @@ class BookIn(Spec[Book]):
     editor: Ref[Author] | None = None
 
 
+class RegionIn(Spec[Region]):
+    country: Ref[Country]
+    zone: int
+    name: str | None = None
+
+
 class SampleIn(Spec[Sample]):
     label: str
     moment: datetime
@@ -329,6 +335,22 @@ class TestAgain:
             .order_by(Book.isbn, Label.name)
         )
         assert [("1", "one"), ("1", "two"), ("2", "two")] == list(map(tuple, found))
+
+
+class TestKeysInsideOfKeys:
+    async def test_of_a_value_that_was_found(self, session: AsyncSession) -> None:
+        """A value is looked up by a key that holds one found by an earlier resolve."""
+        session.add(Region(country=Country(code="fr"), zone=1))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(Country(code="fr", name="France"))
+            await bulk.resolve()
+            given = {"country": "fr", "zone": 1, "name": "north"}
+            bulk.add(RegionIn.model_validate(given))
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["updated"] * 2 == report.statuses
 
 
 class TestCircles:
