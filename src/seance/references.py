@@ -302,8 +302,8 @@ class Registry:
         self.raw: dict[ReferenceValidator, dict[Any, Proxy]] = {}
         #: What was added since :meth:`forget_unresolved`, and where it is kept.
         self._added: list[tuple[dict[Any, Proxy], Any]] = []
-        #: Proxies made outside, each with the one that stands for it here.
-        self._adopted: list[tuple[Proxy, Proxy]] = []
+        #: Proxies made outside (by their id), with the one that stands for each here.
+        self._adopted: dict[int, tuple[Proxy, Proxy]] = {}
 
     def handed(self, found: Any) -> Any:
         """Give what a payload holds for a reference."""
@@ -361,7 +361,7 @@ class Registry:
         same = all(mine is theirs for mine, theirs in zip(values, given, strict=True))
         found = self.intern(shape, values, proxy if same else None)
         if found is not proxy:
-            self._adopted.append((proxy, found))
+            self._adopted[id(proxy)] = proxy, found
             if is_resolved(proxy) and not is_resolved(found):
                 _follow(found, proxy)
             else:
@@ -370,12 +370,17 @@ class Registry:
 
     def settle_adopted(self) -> None:
         """Let the proxies that were made outside follow those that stand for them."""
-        for proxy, found in self._adopted:
+        for proxy, found in list(self._adopted.values()):
             _follow(proxy, found)
 
     def followers(self) -> list[Proxy]:
         """Give the proxies made outside that are not resolved."""
-        return [proxy for proxy, _ in self._adopted if not is_resolved(proxy)]
+        adopted = list(self._adopted.values())
+        return [proxy for proxy, _ in adopted if not is_resolved(proxy)]
+
+    def known(self, proxy: Proxy) -> Proxy:
+        """Give the proxy that stands here for one that was made outside."""
+        return self._adopted.get(id(proxy), (proxy, proxy))[1]
 
     def find(self, proxy: Proxy) -> Proxy | None:
         """Give the proxy that stands here for the key of *proxy*."""

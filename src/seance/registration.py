@@ -84,7 +84,7 @@ class Attempt(Registry):
             for given, proxy in known.items():
                 if held is None or id(proxy) in held:
                     base.remember(validator, given, proxy)
-        base._adopted.extend(self._adopted)
+        base._adopted.update(self._adopted)
         values = [v for v in self.values if held is None or id(v) in held]
         if values:
             self._bulk._add_values(values, payload)

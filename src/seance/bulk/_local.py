@@ -138,12 +138,15 @@ class Local:
 
     def _parts(self, value: Value, shape: Shape) -> list[Any]:
         parts = [self.held[value][name] for name in shape.names]
-        return [next(instances_in(part), part) for part in parts]
+        found = [next(instances_in(part), part) for part in parts]
+        # The one that is looked up.
+        return [self._registry.known(p) if type(p) is Proxy else p for p in found]
 
     def named(self, given: Any) -> Value | None:
         """Give the value that a reference or an instance is, if it is one."""
         if type(given) is not Proxy:
             return self._by_given.get(id(given))
+        given = self._registry.known(given)
         target = self._target(given)
         if target is not None:
             return self._by_given.get(id(target))
@@ -171,6 +174,7 @@ class Local:
             return "value", id(named)
         if type(part) is not Proxy:
             return token_of(part)
+        part = self._registry.known(part)
         target = self._target(part)
         if target is not None:
             return token_of(target)

@@ -31,6 +31,7 @@ from tests.fixtures.models import (
     Person,
     Region,
     Sample,
+    Site,
     Tag,
 )
 
@@ -54,6 +55,12 @@ class RegionIn(Spec[Region]):
     country: Ref[Country]
     zone: int
     name: str | None = None
+
+
+class SiteIn(Spec[Site]):
+    id: int
+    region: Ref[Region]
+    code: str | None = None
 
 
 class SampleIn(Spec[Sample]):
@@ -351,6 +358,42 @@ class TestKeysInsideOfKeys:
             report = await bulk.commit()
 
         assert ["updated"] * 2 == report.statuses
+
+    async def test_made_outside(self, session: AsyncSession) -> None:
+        """Values made without a bulk, and equal keys in them, are looked up."""
+        session.add(Region(country=Country(code="fr"), zone=1))
+        await session.commit()
+        values = [
+            RegionIn.model_validate({"country": "fr", "zone": zone, "name": "given"})
+            for zone in (1, 2)
+        ]
+        async with session.bulk() as bulk:
+            for value in reversed(values):
+                bulk.add(value)
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["created", "updated"] == report.statuses
+
+    @pytest.mark.parametrize("strategy", ["bind", "hydrate"])
+    async def test_names_a_value_made_outside(
+        self, session: AsyncSession, strategy: Any
+    ) -> None:
+        """A reference made without a bulk is a new value of it, also to a row."""
+        country = Country(code="fr")
+        session.add(Site(id=1, region=Region(country=country, zone=1), code="s"))
+        await session.commit()
+        values = [
+            RegionIn.model_validate({"country": "fr", "zone": 2}),
+            SiteIn.model_validate({"id": 1, "region": {"country": "fr", "zone": 2}}),
+        ]
+        async with session.bulk() as bulk:
+            for value in values:
+                bulk.add(value)
+            await bulk.resolve(strategy=strategy)
+            report = await bulk.commit()
+
+        assert ["created", "updated"] == report.statuses
 
 
 class TestCircles:

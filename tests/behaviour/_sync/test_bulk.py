@@ -32,6 +32,7 @@ from tests.fixtures.models import (
     Person,
     Region,
     Sample,
+    Site,
     Tag,
 )
 
@@ -55,6 +56,12 @@ class RegionIn(Spec[Region]):
     country: Ref[Country]
     zone: int
     name: str | None = None
+
+
+class SiteIn(Spec[Site]):
+    id: int
+    region: Ref[Region]
+    code: str | None = None
 
 
 class SampleIn(Spec[Sample]):
@@ -344,6 +351,40 @@ class TestKeysInsideOfKeys:
             report = bulk.commit()
 
         assert ["updated"] * 2 == report.statuses
+
+    def test_made_outside(self, session: Session) -> None:
+        """Values made without a bulk, and equal keys in them, are looked up."""
+        session.add(Region(country=Country(code="fr"), zone=1))
+        session.commit()
+        values = [
+            RegionIn.model_validate({"country": "fr", "zone": zone, "name": "given"})
+            for zone in (1, 2)
+        ]
+        with session.bulk() as bulk:
+            for value in reversed(values):
+                bulk.add(value)
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert ["created", "updated"] == report.statuses
+
+    @pytest.mark.parametrize("strategy", ["bind", "hydrate"])
+    def test_names_a_value_made_outside(self, session: Session, strategy: Any) -> None:
+        """A reference made without a bulk is a new value of it, also to a row."""
+        country = Country(code="fr")
+        session.add(Site(id=1, region=Region(country=country, zone=1), code="s"))
+        session.commit()
+        values = [
+            RegionIn.model_validate({"country": "fr", "zone": 2}),
+            SiteIn.model_validate({"id": 1, "region": {"country": "fr", "zone": 2}}),
+        ]
+        with session.bulk() as bulk:
+            for value in values:
+                bulk.add(value)
+            bulk.resolve(strategy=strategy)
+            report = bulk.commit()
+
+        assert ["created", "updated"] == report.statuses
 
 
 class TestCircles:
