@@ -51,6 +51,7 @@ class Local:
         for value in values:
             self._by_given[id(value.given)] = value
             self._by_given[id(value.instance)] = value
+            self._by_given[id(value.former)] = value
         self._by_given.pop(id(None), None)
         self._by_token: dict[Any, Value] = {}
         shapes = {

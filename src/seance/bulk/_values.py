@@ -74,6 +74,8 @@ class Value:
     related: dict[str, Any] | None = None
     #: Whether a mapped instance was that of a row already.
     is_own: bool = False
+    #: What a ``Spec`` was before that was undone: others may refer to it.
+    former: Any = None
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -107,8 +109,27 @@ class Value:
     def made(self) -> Any:
         """Give the mapped instance, made from a ``Spec`` when first needed."""
         if self.instance is None:
-            self.instance = self.given.to_resource()
+            self.fill(
+                {n: as_attribute(part) for n, part in given_fields(self.given).items()}
+            )
         return self.instance
+
+    def fill(self, attributes: Mapping[str, Any]) -> None:
+        """Set what differs in the mapped instance, the former one of a ``Spec``."""
+        instance = self.instance
+        if instance is None:
+            former = self.former
+            if former is None or former._sa_instance_state.key is not None:
+                self.instance = make(self.entity, attributes)
+                return
+            instance = self.instance = former
+        _replace_proxies(instance)
+        held = inspect(instance).dict
+        for name, attribute in attributes.items():
+            # It waited for a reference, or another value that it refers to
+            # turned out to be a known instance.
+            if held.get(name, _UNSET) is not attribute:
+                assign(instance, name, attribute)
 
     def is_placed_in(self, transaction: SessionTransaction) -> bool:
         """Whether rolling back *transaction* undoes what became of the value."""
@@ -121,10 +142,13 @@ class Value:
         """Be a new value again, as it was given."""
         self.placed_in = None
         self.is_row = self.is_filled = self.was_known = False
-        if isinstance(self.given, Spec):
-            self.instance = None
-        else:
+        if not isinstance(self.given, Spec):
             self._undo()
+            return
+        if self.instance is not None:
+            self.former, self.instance = self.instance, None
+            if self.former._sa_instance_state.key is None:
+                self._unconnect(self.former)
 
     def remember(self) -> None:
         """Remember what a mapped instance refers to, before any of it is changed."""
@@ -143,33 +167,42 @@ class Value:
         """
         Make the mapped instance what was given.
 
-        Without a key that the database made, which it may make for another row now,
-        and with what it refers to unconnected, as SQLAlchemy has forgotten it was told.
+        What it refers to is unconnected, as SQLAlchemy has forgotten it was told.
         """
         given = self.instance = self.given
         payload, self.payload = self.payload, None
         if self.is_own:
             return  # a row's before it came here
-        session = object_session(given)
-        if session is not None:
-            session.expunge(given)
-        if inspect(given).key is not None:
-            make_transient(given)
-        state: Any = given._sa_instance_state
-        names, held = relationship_names(state.mapper), state.dict
+        held = inspect(given).dict
         if payload is not None:
             for name in _set_attributes(given):
                 held.pop(name)
             held.update(payload)
-        for name in self.unkeyed:
-            held.pop(name, None)
-        if self.related is None:
-            return
-        for name in names:
-            held.pop(name, None)
-            state.committed_state.pop(name, None)
-        for name, value in self.related.items():
+        self._unconnect(given, keeps=self.related is None)
+        for name, value in (self.related or {}).items():
             held[name] = Unconnected(value) if isinstance(value, list) else value
+
+    def _unconnect(self, instance: Any, *, keeps: bool = False) -> None:
+        """
+        Take an instance out of its session, without what it refers to.
+
+        And without a key that the database made, which it may make for another row now.
+        """
+        session = object_session(instance)
+        if session is not None:
+            session.expunge(instance)
+        state: Any = instance._sa_instance_state
+        if state.key is not None:
+            make_transient(instance)
+        for name in self.unkeyed:
+            state.dict.pop(name, None)
+        if keeps:
+            return
+        for name in relationship_names(state.mapper):
+            state.dict.pop(name, None)
+            state.committed_state.pop(name, None)
+        # What was to be added to collections that were not loaded.
+        state.__dict__.pop("_pending_mutations", None)
 
 
 def reference_to(instance: Any) -> Proxy:
@@ -356,20 +389,10 @@ def place(
         key: The attributes the row was found by: to the database they are equal.
         fills: Whether the attributes that were not given are those of the row.
     """
-    given = value.instance
     if not value.is_row:
         value.placed_in = innermost(session)
     if value.is_row or row is None:
-        if given is None:
-            value.instance = make(value.entity, attributes)
-        else:
-            _replace_proxies(given)
-            held = inspect(given).dict
-            for name, attribute in attributes.items():
-                # It waited for a reference, or another value that it refers to
-                # turned out to be a known instance.
-                if held.get(name, _UNSET) is not attribute:
-                    assign(given, name, attribute)
+        value.fill(attributes)
         if row is not None and fills:
             _fill(value, row)
         return
@@ -383,12 +406,15 @@ def place(
     )
     known = session.identity_map.get(mapper.identity_key_from_primary_key(identity))
     value.was_known = known is not None
+    given = value.former if value.instance is None else value.instance
     if given is None:
         value.instance = instance_for(mapper, identity, session)
     elif known is None:
         _make_persistent(session, given, mapper, identity)
-    elif known is not given:
-        discard(session, given)
+        value.instance = given
+    else:
+        if known is not given:
+            discard(session, given)
         value.instance = known
     _apply(session, value.instance, attributes, row, key, adds=value.adds)
     if fills:

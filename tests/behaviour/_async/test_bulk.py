@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import event, func, insert, inspect, select, text
@@ -14,6 +14,7 @@ from seance import (
     SESSION_BULK_CONTEXT,
     AsyncSession,
     Database,
+    Key,
     Ref,
     ResolutionError,
     SessionError,
@@ -67,6 +68,18 @@ class SampleIn(Spec[Sample]):
     label: str
     moment: datetime
     price: Decimal
+
+
+class CountryIn(Spec[Country]):
+    code: str
+    name: str | None = None
+
+
+class LabelledIn(Spec[Book]):
+    isbn: str
+    title: str = "untitled"
+    author: Ref[Author]
+    labels: list[Annotated[Label, Key("name")]]
 
 
 class NodeIn(Spec[Node]):
@@ -493,6 +506,56 @@ class TestUndo:
             bulk.add(Author(code="b", email="x"))
             await bulk.commit()
         assert [("a", None, "y"), ("b", None, "x")] == await authors(session)
+
+    async def test_refers_to_what_was_made(self, session: AsyncSession) -> None:
+        """What a ``Spec`` became is the same instance when it is written again."""
+        async with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            await bulk.flush()
+            [author] = bulk.get(Author)
+            bulk.add(Book(isbn="1", title="t", author=author))
+            await bulk.flush()
+            await bulk.rollback()
+            report = await bulk.commit()
+
+            assert [author] == bulk.get(Author)
+        assert ["created"] * 2 == report.statuses
+        assert [("a", "given", None)] == await authors(session)
+
+    async def test_refers_to_what_was_found(self, session: AsyncSession) -> None:
+        """The instance of a row that a ``Spec`` was bound to stands for that value."""
+        session.add(Country(code="fr"))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(CountryIn(code="fr", name="France"))
+            await bulk.resolve()
+            [country] = bulk.get(Country)
+            bulk.add(Region(country=country, zone=1))
+            given = {"id": 1, "region": {"country": "fr", "zone": 1}, "code": "s"}
+            bulk.add(SiteIn.model_validate(given))
+            await bulk.rollback()
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        assert ["updated", "created", "created"] == report.statuses
+
+    async def test_collections_that_were_not_loaded(
+        self, session: AsyncSession
+    ) -> None:
+        """What was to be added to one before is forgotten with the rest."""
+        async with session.bulk() as bulk:
+            bulk.add(Label(name="l"))
+            await bulk.flush()
+            bulk.add(Author(code="a"))
+            given = {"isbn": "1", "author": "a", "labels": ["l"]}
+            bulk.validate(LabelledIn, given)
+            await bulk.resolve()
+            await bulk.rollback()
+            await bulk.resolve()
+            await bulk.commit()
+
+        found = await session.execute(select(Book.isbn, Label.name).join(Book.labels))
+        assert [("1", "l")] == list(map(tuple, found))
 
     async def test_what_cannot_be_flushed_before(self, session: AsyncSession) -> None:
         """What refuses to be flushed takes nothing from the values of a bulk."""

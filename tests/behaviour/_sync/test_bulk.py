@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import event, func, insert, inspect, select, text
@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from seance import (
     SESSION_BULK_CONTEXT,
     Database,
+    Key,
     Ref,
     ResolutionError,
     Session,
@@ -68,6 +69,18 @@ class SampleIn(Spec[Sample]):
     label: str
     moment: datetime
     price: Decimal
+
+
+class CountryIn(Spec[Country]):
+    code: str
+    name: str | None = None
+
+
+class LabelledIn(Spec[Book]):
+    isbn: str
+    title: str = "untitled"
+    author: Ref[Author]
+    labels: list[Annotated[Label, Key("name")]]
 
 
 class NodeIn(Spec[Node]):
@@ -480,6 +493,54 @@ class TestUndo:
             bulk.add(Author(code="b", email="x"))
             bulk.commit()
         assert [("a", None, "y"), ("b", None, "x")] == authors(session)
+
+    def test_refers_to_what_was_made(self, session: Session) -> None:
+        """What a ``Spec`` became is the same instance when it is written again."""
+        with session.bulk() as bulk:
+            bulk.add(AuthorIn(code="a", name="given"))
+            bulk.flush()
+            [author] = bulk.get(Author)
+            bulk.add(Book(isbn="1", title="t", author=author))
+            bulk.flush()
+            bulk.rollback()
+            report = bulk.commit()
+
+            assert [author] == bulk.get(Author)
+        assert ["created"] * 2 == report.statuses
+        assert [("a", "given", None)] == authors(session)
+
+    def test_refers_to_what_was_found(self, session: Session) -> None:
+        """The instance of a row that a ``Spec`` was bound to stands for that value."""
+        session.add(Country(code="fr"))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(CountryIn(code="fr", name="France"))
+            bulk.resolve()
+            [country] = bulk.get(Country)
+            bulk.add(Region(country=country, zone=1))
+            given = {"id": 1, "region": {"country": "fr", "zone": 1}, "code": "s"}
+            bulk.add(SiteIn.model_validate(given))
+            bulk.rollback()
+            bulk.resolve()
+            report = bulk.commit()
+
+        assert ["updated", "created", "created"] == report.statuses
+
+    def test_collections_that_were_not_loaded(self, session: Session) -> None:
+        """What was to be added to one before is forgotten with the rest."""
+        with session.bulk() as bulk:
+            bulk.add(Label(name="l"))
+            bulk.flush()
+            bulk.add(Author(code="a"))
+            given = {"isbn": "1", "author": "a", "labels": ["l"]}
+            bulk.validate(LabelledIn, given)
+            bulk.resolve()
+            bulk.rollback()
+            bulk.resolve()
+            bulk.commit()
+
+        found = session.execute(select(Book.isbn, Label.name).join(Book.labels))
+        assert [("1", "l")] == list(map(tuple, found))
 
     def test_what_cannot_be_flushed_before(self, session: Session) -> None:
         """What refuses to be flushed takes nothing from the values of a bulk."""

@@ -34,6 +34,10 @@ class BookIn(Spec[Book]):
     labels: list[Annotated[Label, Key("name")]] = []  # noqa: RUF012
 
 
+class AuthorIn(Spec[Author]):
+    code: str
+
+
 class RegionIn(Spec[Region]):
     country: Ref[Country]
     zone: int
@@ -290,6 +294,34 @@ class TestResolved:
             session,
             "SELECT c.code, zone, r.name FROM region r "
             "JOIN country c ON c.id = country_id",
+        )
+
+    def test_written_again(self, session: Session, strategy: Any) -> None:
+        """What it became is undone with the values of the bulk, and done again."""
+        keep(session, Author(code="old"))
+        with session.bulk(proxy_reference=False) as bulk:
+            book = BookIn.model_validate(
+                {"isbn": "1", "author": "new", "editor": "old", "labels": ["l"]}
+            )
+            for value in (book, AuthorIn(code="new"), Label(name="l")):
+                bulk.add(value)
+            given = [book.author, book.editor, *book.labels]
+            for _ in range(2):
+                bulk.resolve(strategy=strategy)
+                bulk.flush()
+                bulk.rollback()
+            bulk.resolve(strategy=strategy)
+            bulk.commit()
+            [row] = bulk.get(Book)
+
+        rows = [row.author, row.editor, *row.labels]
+        assert list(map(inspect, rows)) == list(map(inspect, given))
+        assert rows == [book.author, book.editor, *book.labels]
+        assert [("1", "new", "old", "l")] == stored(
+            session,
+            "SELECT isbn, a.code, e.code, l.name FROM book "
+            "JOIN author a ON a.id = author_id JOIN author e ON e.id = editor_id "
+            "JOIN book_label ON book_id = book.id JOIN label l ON l.id = label_id",
         )
 
     def test_made_outside(self, session: Session, strategy: Any) -> None:
