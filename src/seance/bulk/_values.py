@@ -457,7 +457,27 @@ def discard(session: Session, instance: Any) -> None:
     for relationship in inspect(type(instance)).relationships:
         # Or the collection on the other side would bring it back.
         if relationship.key in held and relationship._reverse_property:
+            others = held[relationship.key]
+            others = items_of(others) if relationship.uselist else [others]
             connect(instance, relationship, [] if relationship.uselist else None)
+            for other in others:
+                if other is not None:
+                    _keep_others(other, relationship, instance)
+
+
+def _keep_others(
+    other: Any, relationship: RelationshipProperty[Any], instance: Any
+) -> None:
+    """
+    Let a collection that is not loaded have lost nothing but what was added to it.
+
+    It may have forgotten that *instance* was, and a row that this becomes is not to
+    leave it.
+    """
+    waiting = other._sa_instance_state.__dict__.get("_pending_mutations", {})
+    for reverse in relationship._reverse_property:
+        if reverse.key in waiting:
+            waiting[reverse.key].deleted_items.discard(instance)
 
 
 def _replace_proxies(instance: Any) -> None:

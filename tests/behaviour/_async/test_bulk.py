@@ -557,6 +557,23 @@ class TestUndo:
         found = await session.execute(select(Book.isbn, Label.name).join(Book.labels))
         assert [("1", "l")] == list(map(tuple, found))
 
+    async def test_what_is_referred_to_has_forgotten(
+        self, session: AsyncSession
+    ) -> None:
+        """A value given before a rollback that is a row still refers to its parent."""
+        author = Author(code="a")
+        session.add(Book(isbn="1", title="before", author=author))
+        await session.commit()
+        async with session.bulk() as bulk:
+            bulk.add(Book(isbn="1", title="given", author=author))
+            await session.rollback()
+            await bulk.resolve()
+            report = await bulk.commit()
+
+        found = await session.execute(select(Book.title, Author.code).join(Book.author))
+        assert ["updated"] == report.statuses
+        assert [("given", "a")] == list(map(tuple, found))
+
     async def test_what_cannot_be_flushed_before(self, session: AsyncSession) -> None:
         """What refuses to be flushed takes nothing from the values of a bulk."""
         author = Author(code="a")

@@ -542,6 +542,21 @@ class TestUndo:
         found = session.execute(select(Book.isbn, Label.name).join(Book.labels))
         assert [("1", "l")] == list(map(tuple, found))
 
+    def test_what_is_referred_to_has_forgotten(self, session: Session) -> None:
+        """A value given before a rollback that is a row still refers to its parent."""
+        author = Author(code="a")
+        session.add(Book(isbn="1", title="before", author=author))
+        session.commit()
+        with session.bulk() as bulk:
+            bulk.add(Book(isbn="1", title="given", author=author))
+            session.rollback()
+            bulk.resolve()
+            report = bulk.commit()
+
+        found = session.execute(select(Book.title, Author.code).join(Book.author))
+        assert ["updated"] == report.statuses
+        assert [("given", "a")] == list(map(tuple, found))
+
     def test_what_cannot_be_flushed_before(self, session: Session) -> None:
         """What refuses to be flushed takes nothing from the values of a bulk."""
         author = Author(code="a")
