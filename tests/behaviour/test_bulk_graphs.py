@@ -1,24 +1,40 @@
 """
-Random graphs of values and references, in any order: what is in the tables afterwards.
+Random graphs of values and references, by any schedule: what is in the tables then.
 
 Values are resources or specs at random, and refer to rows that exist and to each
-other, also by keys that hold references. What is expected is worked out with
-dictionaries, without any of it.
+other, also by keys that hold references. They are validated in the bulk or without
+it, which is resolved, flushed and rolled back between them. What is expected is worked
+out with dictionaries, without any of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from sqlalchemy import Column, ForeignKey, String, Table, UniqueConstraint, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    mapped_column,
+    relationship,
+)
 
-from seance import Database, Ref, Resource, Spec
+from seance import (
+    Database,
+    Ref,
+    Resource,
+    SessionBulk,
+    Spec,
+    UnresolvedReferenceError,
+)
 
 
 class Base(DeclarativeBase):
@@ -219,6 +235,80 @@ def found(db: Database) -> Any:
         )
 
 
+class Schedule:
+    """Takes the values of a graph into a bulk, each in its own way."""
+
+    def __init__(self, data: st.DataObject, graph: Graph) -> None:
+        self.draw = data.draw
+        self.strategy: Any = self.draw(st.sampled_from(["bind", "hydrate"]))
+        self.hands_out = self.draw(st.sampled_from(["proxies", "placeholders"]))
+        #: What takes each value into a bulk and gives it, and its payload.
+        self.steps: list[tuple[Callable[[SessionBulk], Any], dict[str, Any]]] = []
+        for kind, payload in graph.values:
+            model = TypeAdapter(self.draw(st.sampled_from(KINDS[kind])))
+            how = self.draw(st.sampled_from(["validated", "in the block", "before"]))
+            self.steps.append((taking(how, model, payload), payload))
+
+    def run(self, session: Session, bulk: SessionBulk) -> None:
+        """Give the values to a bulk, look them up and write them."""
+        taken = []
+        for take, payload in self.steps:
+            taken.append((take(bulk), payload))
+            self._between(session, bulk)
+        bulk.resolve(strategy=self.strategy)
+        for undone in self.draw(st.lists(st.sampled_from([bulk, session]), max_size=2)):
+            if self.draw(st.booleans()):
+                bulk.flush()
+            undone.rollback()
+            bulk.resolve(strategy=self.strategy)
+        bulk.commit()
+        for value, payload in taken:
+            # An instance may have been left for the one that the session knows.
+            if isinstance(value, Spec):
+                assert all(is_named(getattr(value, n), payload[n]) for n in payload)
+
+    def _between(self, session: Session, bulk: SessionBulk) -> None:
+        steps = ["", "", "resolve", "flush", "rollback", "session.rollback"]
+        step = self.draw(st.sampled_from(steps))
+        if not step:
+            return
+        bulk.resolve(raise_errors=False, strategy=self.strategy)
+        if step == "flush":
+            with suppress(UnresolvedReferenceError):
+                bulk.flush()
+        elif step == "rollback":
+            bulk.rollback()
+        elif step == "session.rollback":
+            session.rollback()
+
+
+def taking(
+    how: str, model: TypeAdapter[Any], payload: Any
+) -> Callable[[SessionBulk], Any]:
+    """Give what takes a value into a bulk; one made before is made here."""
+    if how == "validated":
+        return lambda bulk: bulk.validate(model, payload)
+    made = model.validate_python(payload) if how == "before" else None
+
+    def take(bulk: SessionBulk) -> Any:
+        value = model.validate_python(payload) if how == "in the block" else made
+        bulk.add(value)
+        return value
+
+    return take
+
+
+def is_named(found: Any, key: Any) -> bool:
+    """Whether what a payload holds is what its key says."""
+    if isinstance(key, list):
+        return len(found) == len(key) and all(map(is_named, found, key))
+    if isinstance(key, dict):
+        return all(is_named(getattr(found, name), key[name]) for name in key)
+    if isinstance(found, Country):
+        return found.code == key
+    return found == key
+
+
 @settings(
     max_examples=40,
     deadline=None,
@@ -228,22 +318,14 @@ def found(db: Database) -> Any:
 def test_as_with_dictionaries(db: Database, data: st.DataObject) -> None:
     seeded(db)
     graph = Graph(data)
-    strategy: Any = data.draw(st.sampled_from(["bind", "hydrate"]))
-    undoes = data.draw(st.sampled_from(["", "bulk", "session"]))
+    schedule = Schedule(data, graph)
     with db.session_manager() as session:
         if data.draw(st.booleans()):
             # What the session knows already is used, and agrees afterwards.
             loaded: list[Any] = list(session.scalars(select(Flight)))
             loaded += [airport.flights for airport in session.scalars(select(Airport))]
-        with session.bulk() as bulk:
-            for kind, payload in graph.values:
-                bulk.validate(data.draw(st.sampled_from(KINDS[kind])), payload)
-            bulk.resolve(strategy=strategy)
-            if undoes:
-                bulk.flush()
-                (bulk if undoes == "bulk" else session).rollback()
-                bulk.resolve(strategy=strategy)
-            bulk.commit()
+        with session.bulk(proxy_reference=schedule.hands_out == "proxies") as bulk:
+            schedule.run(session, bulk)
     assert found(db) == (
         graph.countries,
         graph.airports,
