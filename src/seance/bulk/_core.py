@@ -289,11 +289,12 @@ class Bulk(Holding):
         """Forget what became of values in transactions that were rolled back."""
         _watch(session, self)
         while self._rolled_back:
-            self._forget(self._rolled_back.pop())
+            self._forget(session, self._rolled_back.pop())
 
-    def _forget(self, transaction: SessionTransaction) -> None:
+    def _forget(self, session: Session, transaction: SessionTransaction) -> None:
         undone = [v for v in self._values if v.is_placed_in(transaction)]
         instances = {id(value.instance) for value in undone}
+        _values.let_go(session, undone)
         for value in undone:
             value.forget()
         for proxy in self._named:
@@ -345,7 +346,7 @@ class Bulk(Holding):
         # Otherwise the bulk has sent nothing: what there is is its session's.
         self._forget_undone(session)
         if whole is not None:
-            self._forget(whole)
+            self._forget(session, whole)
 
 
 #: Failures that are written under an error.

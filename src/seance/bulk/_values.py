@@ -28,6 +28,7 @@ from ..graphs import (
     connect,
     is_given,
     items_of,
+    lift,
     relationship_names,
 )
 from ..keys import Shape, columns_of, identifiers
@@ -453,16 +454,41 @@ def discard(session: Session, instance: Any) -> None:
     """Take an instance that is not to be written out of the session and its graph."""
     if instance in session:
         session.expunge(instance)
-    held = inspect(instance).dict
     for relationship in inspect(type(instance)).relationships:
         # Or the collection on the other side would bring it back.
-        if relationship.key in held and relationship._reverse_property:
-            others = held[relationship.key]
-            others = items_of(others) if relationship.uselist else [others]
-            connect(instance, relationship, [] if relationship.uselist else None)
-            for other in others:
-                if other is not None:
-                    _keep_others(other, relationship, instance)
+        if relationship._reverse_property:
+            _leave(instance, relationship)
+
+
+def _leave(instance: Any, relationship: RelationshipProperty[Any]) -> None:
+    """Let an instance and those it refers to no longer refer to each other."""
+    held = inspect(instance).dict.get(relationship.key, _UNSET)
+    if held is _UNSET:
+        return
+    others = items_of(held) if relationship.uselist else [held]
+    connect(instance, relationship, [] if relationship.uselist else None)
+    for other in others:
+        if other is not None:
+            _keep_others(other, relationship, instance)
+
+
+def let_go(session: Session, values: Iterable[Value]) -> None:
+    """
+    Take new values that are undone out of the collections of others.
+
+    Where nothing was sent, no rollback has made those forget them.
+    """
+    made = [value.instance for value in values if value.instance is not None]
+    new = [each for each in made if each._sa_instance_state.key is None]
+    with session.no_autoflush:
+        # An event of one must not meet what another one hides from SQLAlchemy.
+        for instance in new:
+            lift(instance)
+        for instance in new:
+            for relationship in inspect(type(instance)).relationships:
+                # What is a row may well refer to it, as it did before.
+                if any(other.uselist for other in relationship._reverse_property):
+                    _leave(instance, relationship)
 
 
 def _keep_others(

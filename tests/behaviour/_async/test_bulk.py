@@ -557,6 +557,23 @@ class TestUndo:
         found = await session.execute(select(Book.isbn, Label.name).join(Book.labels))
         assert [("1", "l")] == list(map(tuple, found))
 
+    async def test_nothing_was_sent(self, session: AsyncSession) -> None:
+        """What was made by then is in no collection of what the session knows."""
+        session.add(Author(code="a"))
+        await session.commit()
+        [author] = await session.scalars(select(Author))
+        author.name = "changed"
+        async with session.bulk() as bulk:
+            bulk.add(BookIn.model_validate({"isbn": "1", "author": "a"}))
+            await bulk.resolve()
+            await bulk.rollback()
+            await session.flush()
+            await bulk.resolve()
+            await bulk.commit()
+
+        assert [("a", "changed", None)] == await authors(session)
+        assert 1 == await count(session, Book)
+
     async def test_what_is_referred_to_has_forgotten(
         self, session: AsyncSession
     ) -> None:

@@ -542,6 +542,23 @@ class TestUndo:
         found = session.execute(select(Book.isbn, Label.name).join(Book.labels))
         assert [("1", "l")] == list(map(tuple, found))
 
+    def test_nothing_was_sent(self, session: Session) -> None:
+        """What was made by then is in no collection of what the session knows."""
+        session.add(Author(code="a"))
+        session.commit()
+        [author] = session.scalars(select(Author))
+        author.name = "changed"
+        with session.bulk() as bulk:
+            bulk.add(BookIn.model_validate({"isbn": "1", "author": "a"}))
+            bulk.resolve()
+            bulk.rollback()
+            session.flush()
+            bulk.resolve()
+            bulk.commit()
+
+        assert [("a", "changed", None)] == authors(session)
+        assert 1 == count(session, Book)
+
     def test_what_is_referred_to_has_forgotten(self, session: Session) -> None:
         """A value given before a rollback that is a row still refers to its parent."""
         author = Author(code="a")
