@@ -460,23 +460,31 @@ def discard(session: Session, instance: Any) -> None:
             _leave(instance, relationship)
 
 
-def _leave(instance: Any, relationship: RelationshipProperty[Any]) -> None:
-    """Let an instance and those it refers to no longer refer to each other."""
-    held = inspect(instance).dict.get(relationship.key, _UNSET)
-    if held is _UNSET:
+def _leave(
+    instance: Any,
+    relationship: RelationshipProperty[Any],
+    which: Callable[[Any], bool] = lambda other: True,
+) -> None:
+    """Let an instance and (some of) those it refers to not refer to each other."""
+    held = inspect(instance).dict.get(relationship.key)
+    if held is None:
         return
     others = items_of(held) if relationship.uselist else [held]
-    connect(instance, relationship, [] if relationship.uselist else None)
+    left = [other for other in others if not which(other)]
+    if len(left) == len(others):
+        return
+    connect(instance, relationship, left if relationship.uselist else None)
     for other in others:
-        if other is not None:
+        if which(other):
             _keep_others(other, relationship, instance)
 
 
 def let_go(session: Session, values: Iterable[Value]) -> None:
     """
-    Take new values that are undone out of the collections of others.
+    Take new values that are undone out of the collections of rows.
 
-    Where nothing was sent, no rollback has made those forget them.
+    Where nothing was sent, no rollback has made those forget them. What is no row has
+    been given what it refers to, maybe since.
     """
     made = [value.instance for value in values if value.instance is not None]
     new = [each for each in made if each._sa_instance_state.key is None]
@@ -488,7 +496,11 @@ def let_go(session: Session, values: Iterable[Value]) -> None:
             for relationship in inspect(type(instance)).relationships:
                 # What is a row may well refer to it, as it did before.
                 if any(other.uselist for other in relationship._reverse_property):
-                    _leave(instance, relationship)
+                    _leave(instance, relationship, _is_row)
+
+
+def _is_row(instance: Any) -> bool:
+    return instance._sa_instance_state.key is not None
 
 
 def _keep_others(

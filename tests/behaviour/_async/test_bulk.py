@@ -709,6 +709,30 @@ class TestUndoOfUpdates:
         assert ["unchanged", "created"] == report.statuses
         assert ["a", "b"] == [code for code, _, _ in await authors(session)]
 
+    @pytest.mark.parametrize("by", ["bulk", "session"])
+    async def test_what_was_given_since(self, session: AsyncSession, by: str) -> None:
+        """What is undone stays with those that have come to refer to it since."""
+        session.add(Book(isbn="1", title="t", author=Author(code="a")))
+        await session.commit()
+        async with session.bulk() as bulk:
+            label = Label(name="one")
+            bulk.add(label)
+            bulk.add(LabelledIn(isbn="1", author="a", labels=["one"]))
+            await bulk.resolve()
+            if by == "session":
+                await session.rollback()
+            book = Book(isbn="2", title="t", author=Author(code="b"), labels=[label])
+            bulk.add(book)
+            if by == "bulk":
+                await bulk.rollback()
+            await bulk.resolve()
+            await bulk.commit()
+
+        found = await session.execute(
+            select(Book.isbn, Label.name).join(Book.labels).order_by(Book.isbn)
+        )
+        assert [("1", "one"), ("2", "one")] == list(map(tuple, found))
+
     @pytest.mark.parametrize("made_by", [AuthorIn, Author])
     @pytest.mark.parametrize("in_savepoint", [False, True])
     async def test_by_the_session(

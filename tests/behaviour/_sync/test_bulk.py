@@ -688,6 +688,30 @@ class TestUndoOfUpdates:
         assert ["unchanged", "created"] == report.statuses
         assert ["a", "b"] == [code for code, _, _ in authors(session)]
 
+    @pytest.mark.parametrize("by", ["bulk", "session"])
+    def test_what_was_given_since(self, session: Session, by: str) -> None:
+        """What is undone stays with those that have come to refer to it since."""
+        session.add(Book(isbn="1", title="t", author=Author(code="a")))
+        session.commit()
+        with session.bulk() as bulk:
+            label = Label(name="one")
+            bulk.add(label)
+            bulk.add(LabelledIn(isbn="1", author="a", labels=["one"]))
+            bulk.resolve()
+            if by == "session":
+                session.rollback()
+            book = Book(isbn="2", title="t", author=Author(code="b"), labels=[label])
+            bulk.add(book)
+            if by == "bulk":
+                bulk.rollback()
+            bulk.resolve()
+            bulk.commit()
+
+        found = session.execute(
+            select(Book.isbn, Label.name).join(Book.labels).order_by(Book.isbn)
+        )
+        assert [("1", "one"), ("2", "one")] == list(map(tuple, found))
+
     @pytest.mark.parametrize("made_by", [AuthorIn, Author])
     @pytest.mark.parametrize("in_savepoint", [False, True])
     def test_by_the_session(
