@@ -23,8 +23,8 @@ from ._linking import LoadMissing
 from ._load import Commit, Progress, Source, load
 from ._report import BulkReport, Failure, LoadReport, Reject, Resolution
 from ._run import Strategy
+from ._saving import OnConflict, OnDuplicate
 from ._sources import Pulled
-from ._values import OnConflict, OnDuplicate
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -16,8 +16,10 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..references import key_of
+from ._naming import keys_of, name_of
 from ._report import Failure
-from ._values import Keyed, Value, keys_of, name_of, rows_of
+from ._saving import Keyed, rows_of
+from ._values import Value
 
 
 def new_ones(values: Iterable[Value]) -> list[Keyed]:

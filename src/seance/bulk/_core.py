@@ -16,16 +16,18 @@ from ..graphs import connect_all, is_waiting
 from ..placeholders import replace_in
 from ..references import Proxy, is_resolved, target_of, unsettle
 from ..resources import Spec
-from . import _blame, _pending, _run, _values
+from . import _blame, _pending, _run, _saving
 from ._collector import paused
 from ._dialects import ensure_transaction
 from ._flush import Circular
 from ._holding import Holding, Scope, check
 from ._local import Local, settle
+from ._naming import name_of
+from ._placing import let_go
 from ._plan import BATCH
 from ._report import BulkReport, Failure, Resolution, Status, describe
 from ._run import Strategy
-from ._values import OnConflict, OnDuplicate
+from ._saving import OnConflict, OnDuplicate
 
 R = TypeVar("R")
 
@@ -206,7 +208,7 @@ class Bulk(Holding):
 
     def _circular(self, instances: list[Any]) -> list[Failure]:
         """Describe new values that need each other's keys."""
-        circle = [_values.name_of(each) for each in instances]
+        circle = [name_of(each) for each in instances]
         path = " → ".join(describe(*each) for each in [*circle, circle[0]])
         failures = []
         for instance, (entity, key) in zip(instances, circle, strict=True):
@@ -243,13 +245,13 @@ class Bulk(Holding):
             self._flush_others(session)
         try:
             with paused():
-                return _values.flush(
+                return _saving.flush(
                     session,
                     self._values,
                     on_conflict=on_conflict,
                     update_fields=update_fields,
                     on_duplicate=on_duplicate,
-                    size=batch_size or _values.BATCH,
+                    size=batch_size or _saving.BATCH,
                 )
         except Circular as error:
             refused = ResolutionError(self._circular(error.instances))
@@ -294,7 +296,7 @@ class Bulk(Holding):
     def _forget(self, session: Session, transaction: SessionTransaction) -> None:
         undone = [v for v in self._values if v.is_placed_in(transaction)]
         instances = {id(value.instance) for value in undone}
-        _values.let_go(session, undone)
+        let_go(session, undone)
         for value in undone:
             value.forget()
         for proxy in self._named:

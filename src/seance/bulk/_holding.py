@@ -20,7 +20,8 @@ from ..placeholders import Placeholders, reference_in
 from ..references import Proxy, Registry, is_resolved, shape_of, target_of
 from ..registration import Attempt, held_by
 from ..resources import Spec, entity_of
-from ._values import Value, reference_to
+from ._naming import reference_to
+from ._values import Value
 
 T = TypeVar("T")
 Scope = Literal["all", "references", "values"]

@@ -21,8 +21,8 @@ from ..keys import columns_of, identifiers
 from ..references import Key
 from ..resources import check_fields
 from ._rows import Row
+from ._saving import OnConflict
 from ._sources import Record
-from ._values import OnConflict
 
 
 @dataclass(frozen=True, slots=True)

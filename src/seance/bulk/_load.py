@@ -34,9 +34,9 @@ from ._order import Order, Waiter, has_pending, named_by
 from ._refusing import RefusingWriter
 from ._rejects import Rejects, RejectsFile
 from ._report import LoadReport
+from ._saving import OnConflict
 from ._sources import Record, Records
 from ._validate import RowValidator
-from ._values import OnConflict
 
 Commit = Literal["once", "batch"]
 Progress = Callable[[LoadReport], object]

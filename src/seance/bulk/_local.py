@@ -18,15 +18,10 @@ from ..graphs import items_of, lift, relationship_names
 from ..keys import Shape, identifiers, with_bases
 from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
 from ..resources import Spec, as_attribute, instances_in
+from ._naming import choose, complete_identifiers, one_of_each
+from ._placing import complete, place
 from ._report import Failure
-from ._values import (
-    Value,
-    choose,
-    complete,
-    complete_identifiers,
-    one_of_each,
-    place,
-)
+from ._values import Value
 
 
 class Local:

@@ -19,7 +19,7 @@ from ._rejects import Rejects
 from ._report import LoadReport
 from ._rows import Row, Target, in_key_order
 from ._run import look_up
-from ._values import OnConflict
+from ._saving import OnConflict
 from ._write import Writer, writer
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
-from . import _values
+from . import _saving
 from ._locks import take_turn
 from ._places import Place
 from ._rows import (
@@ -36,6 +36,7 @@ from ._rows import (
     comparable,
 )
 from ._upsert import Stage, stage
+from ._values import Value
 
 
 class Writer(Protocol):
@@ -137,8 +138,8 @@ class _UnitOfWork:
             for name, value in zip(self.names, row, strict=True):
                 setattr(instance, name, value)
             instances.append(instance)
-        values = [_values.Value.of(instance, entity) for instance in instances]
-        report = _values.flush(
+        values = [Value.of(instance, entity) for instance in instances]
+        report = _saving.flush(
             self.session,
             values,
             on_conflict=self.target.on_conflict,
