@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ..keys import identifiers
 from ._aside import folded
 from ._attempts import OF_A_VALUE, Attempts
 from ._dialects import orders_alike
-from ._layout import Rows
+from ._layout import Layout, Rows
 from ._plan import Batch
 from ._rejects import Rejects
 from ._report import LoadReport
@@ -50,6 +51,8 @@ class RefusingWriter:
         self.rejects = rejects
         self.labels = labels
         self.on_conflict = on_conflict
+        #: What writes rows of each layout, on the connection it is for.
+        self._writers: dict[Layout, tuple[Connection, Target, Writer]] = {}
 
     def write(self, batches: Sequence[Rows]) -> None:
         """Write what is not rejected of *batches*, whose columns are made."""
@@ -92,16 +95,12 @@ class RefusingWriter:
     def _write(self, batch: Rows, kept: list[int]) -> None:
         if not kept:
             return
-        layout = batch.layout
-        target = Target(
-            self.mapper, layout.columns, layout.key(self.mapper), self.on_conflict
-        )
+        connection = self.attempts.connection()
+        target, write = self._writer(batch.layout, connection)
         places = [target.columns.index(column) for column in target.key]
         keys = [batch.columns[place] for place in places]
         if self.on_conflict != "raise":
             kept = self._without_null_keys(batch, target, keys, kept)
-        connection = self.attempts.connection()
-        write = writer(self.attempts.session, connection, target)
         try:
             rows = write.rows(batch.columns)
         except OF_A_VALUE:
@@ -109,6 +108,15 @@ class RefusingWriter:
         if all(orders_alike(c.type, connection.dialect) for c in target.key):
             kept = list(in_key_order(kept, keys))
         self._attempt(_Writing(batch, target, write, rows), kept)
+
+    def _writer(self, layout: Layout, connection: Connection) -> tuple[Target, Writer]:
+        known = self._writers.get(layout)
+        if known is None or known[0] is not connection:
+            key = layout.key(self.mapper)
+            target = Target(self.mapper, layout.columns, key, self.on_conflict)
+            write = writer(self.attempts.session, connection, target)
+            known = self._writers[layout] = connection, target, write
+        return known[1:]
 
     def _made_apart(
         self, writing: _Writing, kept: list[int]
