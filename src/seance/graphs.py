@@ -51,36 +51,48 @@ def is_unresolved(value: Any) -> bool:
     return type(value) is Proxy and not is_resolved(value)
 
 
+def as_given(relationship: RelationshipProperty[Any], value: Any) -> tuple[Any, bool]:
+    """
+    Give what a payload gave for a relationship: instances where they are known.
+
+    And whether it has to wait: for a reference that is not resolved, or since an
+    instance that it refers to waits for such a reference on the other side.
+    """
+    if not relationship.uselist:
+        value = _meant(value)
+        if value is None or is_unresolved(value):
+            return value, value is not None
+        value = target_of(value) if type(value) is Proxy else value
+        return value, _waits(relationship, value)
+    items = list(map(_meant, value))
+    if any(map(is_unresolved, items)):
+        return items, True
+    items = [target_of(item) if type(item) is Proxy else item for item in items]
+    return items, any(_waits(relationship, item) for item in items)
+
+
 def set_relationship(
-    instance: Any, relationship: RelationshipProperty[Any], value: Any
+    instance: Any,
+    relationship: RelationshipProperty[Any],
+    value: Any,
+    *,
+    waits: bool,
 ) -> None:
     """
-    Set a relationship from what a payload gave: instances, references, lists of both.
+    Set a relationship to what :func:`as_given` gave.
 
-    What holds a reference that is not resolved is left unconnected, and so is what
-    refers to an instance that waits for such a reference on the other side.
+    Args:
+        waits: Leave it unconnected, as all of an instance is while one of its
+            references is not resolved: others must not be led to that.
     """
     state = inspect(instance)
-    held = state.dict
     if relationship.uselist:
-        value = list(map(_meant, value))
         state.info.setdefault(_GIVEN, set()).add(relationship.key)
-        if any(map(is_unresolved, value)):
-            held[relationship.key] = Unconnected(value)
-            return
-        value = [target_of(item) if type(item) is Proxy else item for item in value]
-        waits = any(_waits(relationship, item) for item in value)
-        value = Unconnected(value) if waits else value
-    else:
-        value = _meant(value)
-        waits = is_unresolved(value)
-        if not waits and value is not None:
-            value = target_of(value) if type(value) is Proxy else value
-            waits = _waits(relationship, value)
-    if waits:
-        held[relationship.key] = value
-    else:
+    if not waits:
         connect(instance, relationship, value)
+    else:
+        value = Unconnected(value) if relationship.uselist else value
+        state.dict[relationship.key] = value
 
 
 def _meant(value: Any) -> Any:

@@ -39,7 +39,7 @@ from typing_extensions import TypedDict
 from .columns import annotation, readable_columns, settable_columns
 from .context import SESSION_BULK_CONTEXT
 from .errors import SessionError
-from .graphs import set_relationship
+from .graphs import as_given, set_relationship
 from .keys import column_adapter, columns_of, identifiers, mapper_of
 from .references import Key, Proxy, ReferenceValidator, target_of
 from .registration import Attempt, current_attempt
@@ -222,11 +222,14 @@ class ValueValidator:
         for name, factory in self.factories.items():
             if name not in given:
                 setattr(instance, name, factory())
-        relations = self.relations
+        props = {n: of.prop for n, of in self.relations.items() if n in given}
+        related = {n: as_given(of, given[n]) for n, of in props.items()}
+        waits = any(waits for _, waits in related.values())
         for name, part in given.items():
             try:
-                if name in relations:
-                    set_relationship(instance, relations[name].prop, part)
+                if name in props:
+                    value = related[name][0]
+                    set_relationship(instance, props[name], value, waits=waits)
                 else:
                     setattr(instance, name, part)
             except (ValueError, AssertionError) as error:

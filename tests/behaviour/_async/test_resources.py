@@ -560,6 +560,29 @@ class TestUnresolved:
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
 
+    async def test_leads_nobody_to_it(self, session: AsyncSession) -> None:
+        """What waits for one reference is not reached by way of the others."""
+        session.add(Tag(name="red"))
+        await airlines(session, "AA")
+        async with session.bulk() as bulk:
+            bulk.validate(Flight, {"number": 1, "airline": "AA", "tags": ["red"]})
+            await bulk.resolve()
+            await bulk.flush()
+            bulk.validate(Flight, {"number": 2, "airline": "ZZ", "tags": ["red"]})
+            [tag] = bulk.get(Tag)
+            tag.colour = "dark"
+            await session.flush()
+            assert 1 == await session.scalar(select(func.count(Flight.id)))
+            session.add(Airline(code="ZZ", name="of ZZ"))
+            await session.flush()
+            await bulk.resolve()
+            await bulk.commit()
+
+        found = await session.scalars(
+            select(Flight.number).join(Flight.tags).order_by(Flight.number)
+        )
+        assert [1, 2] == list(found)
+
     async def test_many_to_many(self, session: AsyncSession) -> None:
         """So it is on both sides of a link table."""
         async with session.bulk() as bulk:

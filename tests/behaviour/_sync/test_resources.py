@@ -557,6 +557,29 @@ class TestUnresolved:
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
 
+    def test_leads_nobody_to_it(self, session: Session) -> None:
+        """What waits for one reference is not reached by way of the others."""
+        session.add(Tag(name="red"))
+        airlines(session, "AA")
+        with session.bulk() as bulk:
+            bulk.validate(Flight, {"number": 1, "airline": "AA", "tags": ["red"]})
+            bulk.resolve()
+            bulk.flush()
+            bulk.validate(Flight, {"number": 2, "airline": "ZZ", "tags": ["red"]})
+            [tag] = bulk.get(Tag)
+            tag.colour = "dark"
+            session.flush()
+            assert 1 == session.scalar(select(func.count(Flight.id)))
+            session.add(Airline(code="ZZ", name="of ZZ"))
+            session.flush()
+            bulk.resolve()
+            bulk.commit()
+
+        found = session.scalars(
+            select(Flight.number).join(Flight.tags).order_by(Flight.number)
+        )
+        assert [1, 2] == list(found)
+
     def test_many_to_many(self, session: Session) -> None:
         """So it is on both sides of a link table."""
         with session.bulk() as bulk:
