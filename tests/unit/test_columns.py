@@ -27,6 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from seance import LoadReport, Spec
 from seance.bulk._checking import Checker
+from seance.bulk._columns import Columns
 from seance.bulk._layout import Layouts
 from seance.bulk._rejects import Rejects, RejectsFile
 from seance.bulk._sources import Records
@@ -103,33 +104,29 @@ class Called(Spec[Thing]):
 
 
 class Before(Spec[Thing]):
-    calls: ClassVar[list[Any]] = []
-
     code: str
-    number: int | None
-    price: Decimal = Decimal(1)
 
     @model_validator(mode="before")
     @classmethod
-    def na_is_null(cls, row: Any) -> Any:
-        cls.calls.append(row)
-        if row.get("code") == "gone":
-            row = {"code": "gone", "number": 1}
-        if row.get("number") == "x":
-            raise ValueError("x is no number")
-        return {k: None if v == "NA" else v for k, v in row.items()}
-
-
-class After(Before):
-    @model_validator(mode="before")
-    @classmethod
-    def first(cls, row: Any) -> Any:
-        if "code" in row and row["code"] is None:
-            raise ValueError("no code")
+    def look(cls, row: Any) -> Any:
         return row
 
 
-MODELS: list[type[Spec[Any]]] = [Plain, Typed, Strict, Called, Before, After]
+class After(Spec[Thing]):
+    code: str
+
+    @model_validator(mode="after")
+    def look(self) -> After:
+        return self
+
+
+class Aliased(Spec[Thing]):
+    model_config = ConfigDict(populate_by_name=True)
+
+    code: str = Field(validation_alias="name")
+
+
+MODELS: list[type[Spec[Any]]] = [Plain, Typed, Strict, Called]
 
 #: Fields whose default is made, or validated, for each row.
 UNSHARED: dict[type, str] = {Typed: "tags", Strict: "price"}
@@ -307,3 +304,9 @@ def test_defaults_are_not_shared() -> None:
     one, other = batch.fields[batch.layout.fields.index("tags")]
     assert [] == one == other
     assert one is not other
+
+
+@pytest.mark.parametrize("model", [Before, After, Aliased])
+def test_is_done_by_row(model: type[Spec[Any]]) -> None:
+    """What looks at whole rows is given them, and so are names in two places."""
+    assert Columns.of(model) is None

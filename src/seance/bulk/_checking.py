@@ -6,12 +6,11 @@ by row otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from ._columns import Columns, Wrong
+from ._columns import Columns
 from ._layout import Layout, Layouts, Rows
 from ._rejects import Rejects, problems_of
 from ._rows import Row
@@ -48,75 +47,47 @@ class Checker:
     def rows(self, records: Sequence[Record]) -> list[Rows]:
         """Give the valid rows of *records*, by the fields they set."""
         records = self._as_wide_as_the_header(records)
-        columns, header = self.columns, self.header
-        if columns is None or not records:
-            return self._by_row(records, self._mappings(records))
-        if columns.has_before:
-            rows, wrong = columns.before(self._mappings(records))
-            self._reject(records, wrong)
-            left = [n for n in range(len(rows)) if n not in wrong]
-            records, rows = [records[n] for n in left], [rows[n] for n in left]
-            checked = columns.validate(rows) if rows else None
-            if checked is None:
-                return self._by_row(records, rows, columns.validate_row)
-        else:
+        if not records:
+            return []
+        checked = None
+        if self.columns is not None:
             rows = [row for _, row in records]
-            checked = None
             # Where all have the same names, one stands for all.
             if self._takes_all_names or not list(self.layouts.unknown(rows[0])):
-                checked = columns.validate(rows, header)
-            if checked is None:
-                return self._by_row(records, self._mappings(records))
-        refused = set(checked.wrong)
-        self._reject(records, checked.wrong)
-        if columns.has_before and not self._takes_all_names:
-            refused |= {
-                n
-                for n, record in enumerate(records)
-                if n not in refused and not self._has_known_names(record)
-            }
-        if len(refused) == len(records):
+                checked = self.columns.validate(rows, self.header)
+        if checked is None:
+            return self._by_row(records)
+        for n in sorted(checked.wrong):
+            first, *more = checked.wrong[n]
+            self.rejects.add(records[n], *first, tuple(more))
+        if len(checked.wrong) == len(records):
             return []
         layout = self.layout or self.layouts.of(checked.given)
         fields = [checked.columns[name] for name in layout.fields]
-        batch = Rows(layout, list(records), fields=fields, refused=refused)
-        return [batch.only(batch.kept) if refused else batch]
+        batch = Rows(layout, list(records), fields=fields, refused=set(checked.wrong))
+        return [batch.only(batch.kept) if batch.refused else batch]
 
     def _as_wide_as_the_header(self, records: Sequence[Record]) -> Sequence[Record]:
         width = None if self.header is None else len(self.header)
         if width is None or {width}.issuperset(len(row) for _, row in records):
             return records
-        wrong: Wrong = {
-            n: [("", "columns", f"{len(row)} fields where the header has {width}")]
-            for n, (_, row) in enumerate(records)
-            if len(row) != width
-        }
-        self._reject(records, wrong)
-        return [record for n, record in enumerate(records) if n not in wrong]
+        kept = []
+        for record in records:
+            if len(record[1]) == width:
+                kept.append(record)
+            else:
+                message = f"{len(record[1])} fields where the header has {width}"
+                self.rejects.add(record, "", "columns", message)
+        return kept
 
-    def _reject(self, records: Sequence[Record], wrong: Wrong) -> None:
-        for n in sorted(wrong):
-            first, *more = wrong[n]
-            self.rejects.add(records[n], *first, tuple(more))
-
-    def _mappings(self, records: Sequence[Record]) -> list[Any]:
-        """Give rows with the names of their values, or as the text that they are."""
-        header = self.header
-        if header is None:
-            return [row for _, row in records]
-        return [dict(zip(header, row, strict=True)) for _, row in records]
-
-    def _by_row(
-        self,
-        records: Sequence[Record],
-        rows: Sequence[Any],
-        validate: Callable[[Any], Any] | None = None,
-    ) -> list[Rows]:
-        """Validate each of *rows*, which are those of *records*, by itself."""
-        validate = validate or self.validator.validate
+    def _by_row(self, records: Sequence[Record]) -> list[Rows]:
+        validate, header = self.validator.validate, self.header
         values, given = self.validator.values, self.validator.given
         found: dict[Layout, tuple[list[Record], list[Row]]] = {}
-        for record, row in zip(records, rows, strict=True):
+        for record in records:
+            row = record[1]
+            if header is not None:
+                row = dict(zip(header, row))  # noqa: B905  # as wide as it
             try:
                 valid = validate(row)
             except ValidationError as error:

@@ -9,7 +9,7 @@ is called once for each value all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -52,12 +52,6 @@ class Columns:
             "extra_fields_behavior"
         )
         self._takes_others = extra != "forbid" and "extras_schema" not in fields.schema
-        self.has_before = bool(fields.before)
-        #: Validates one row, after what the model does before.
-        self.validate_row = SchemaValidator(
-            fields.schema, fields.config
-        ).validate_python
-        self._before = fields.after_before({"type": "any"}).validate_python
 
     @classmethod
     def of(cls, model: type[BaseModel]) -> Self | None:
@@ -67,17 +61,13 @@ class Columns:
             return None
         names = [field.get("validation_alias", "") for _, field in fields]
         if (
-            any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
+            # What looks at whole rows has to be given them.
+            fields.before
+            or any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
             or any(not isinstance(name, str) for name in names)
-            or any(before["function"]["type"] != "no-info" for before in fields.before)
         ):
             return None
         return cls(fields)
-
-    def before(self, rows: Sequence[Any]) -> tuple[list[Any], Wrong]:
-        """Do with each row what the model does before; say what is wrong with some."""
-        wrong: Wrong = {}
-        return _each(self._before, rows, "", wrong), wrong
 
     def validate(
         self, rows: Sequence[Any], header: Sequence[str] | None = None
@@ -91,22 +81,24 @@ class Columns:
         names = self._names(rows) if header is None else header
         if names is None or not (self._takes_others or self._known.issuperset(names)):
             return None
-        places: Mapping[str, Any] = dict(
-            zip(names, names if header is None else range(len(names)), strict=True)
-        )
+        known = frozenset(names)
         columns: dict[str, Sequence[Any]] = {}
         given = []
         for column in self._columns:
-            if column.source in places:
+            if column.source in known:
                 given.append(column)
             elif column.default is _NO_DEFAULT:
                 return None
             else:
                 columns[column.name] = [column.default] * len(rows)
-        try:
-            taken = [list(map(itemgetter(places[c.source]), rows)) for c in given]
-        except KeyError:
-            return None
+        if header is None:
+            try:
+                taken = [list(map(itemgetter(c.source), rows)) for c in given]
+            except KeyError:
+                return None
+        else:
+            by_name = dict(zip(header, zip(*rows, strict=True), strict=True))
+            taken = [list(by_name[column.source]) for column in given]
         wrong: Wrong = {}
         for column, values in zip(given, taken, strict=True):
             columns[column.name] = column.validate(values, wrong)

@@ -45,10 +45,7 @@ class Fields:
 
         It gives the values by field, extra ones, and the names of those that were set.
         """
-        return self.after_before(self.schema)
-
-    def after_before(self, schema: Any) -> SchemaValidator:
-        """Make what does with a row what the model does before, then as *schema* says."""
+        schema = self.schema
         for outer in reversed(self.before):
             schema = {**outer, "schema": schema}
         return SchemaValidator(schema, self.config)
