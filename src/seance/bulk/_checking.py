@@ -83,6 +83,7 @@ class Checker:
     def _by_row(self, records: Sequence[Record]) -> list[Rows]:
         validate, header = self.validator.validate, self.header
         values, given = self.validator.values, self.validator.given
+        takes_all_names, layout = self._takes_all_names, self.layout
         found: dict[Layout, tuple[list[Record], list[Row]]] = {}
         for record in records:
             row = record[1]
@@ -94,21 +95,21 @@ class Checker:
                 first, *more = problems_of(error)
                 self.rejects.add(record, *first, tuple(more))
                 continue
-            if not self._has_known_names(record):
+            if not (takes_all_names or self._has_known_names(record)):
                 continue
-            layout = self.layout or self.layouts.of(given(valid))
-            kept = found.setdefault(layout, ([], []))
-            kept[0].append(record)
-            kept[1].append(layout.get(values(valid)))
+            its = layout or self.layouts.of(given(valid))
+            if its not in found:
+                found[its] = [], []
+            kept, taken = found[its]
+            kept.append(record)
+            taken.append(its.get(values(valid)))
         return [
-            Rows(layout, kept, fields=list(zip(*taken, strict=True)))
-            for layout, (kept, taken) in found.items()
+            Rows(its, kept, fields=list(zip(*taken, strict=True)))
+            for its, (kept, taken) in found.items()
         ]
 
     def _has_known_names(self, record: Record) -> bool:
         """Reject an object that has a name the model does not know."""
-        if self._takes_all_names:
-            return True
         names = tuple(json.loads(record[1]) if self.json else record[1])
         if names in self._seen:
             return True
