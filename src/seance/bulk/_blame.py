@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import Column, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -61,7 +61,7 @@ def _needed(mapper: Mapper[Any]) -> Iterator[str]:
     """Give the attributes that nobody fills but who makes an instance."""
     for prop in mapper.column_attrs:
         column: Any = prop.columns[0]
-        if column.table not in mapper.tables or column.nullable:
+        if not isinstance(column, Column) or column.nullable:
             continue
         made = column.default, column.server_default, column.computed, column.identity
         if not any(made) and column is not column.table.autoincrement_column:

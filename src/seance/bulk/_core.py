@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -261,10 +262,12 @@ class Bulk(Holding):
             self._tell(error, error.failures)
             raise
         except SQLAlchemyError as error:
-            told = []
+            self._tell(error, ())
             if isinstance(error, IntegrityError) and on_conflict == "raise":
-                told = _blame.told_by_mappings(_blame.new_ones(self._values))
-            self._tell(error, told)
+                # Whatever goes wrong here must not hide what has.
+                with suppress(Exception):
+                    keyed = _blame.new_ones(self._values)
+                    self._tell(error, _blame.told_by_mappings(keyed))
             raise
 
     def _tell(self, error: Any, failures: Iterable[Failure]) -> None:
@@ -326,12 +329,15 @@ class Bulk(Holding):
             )
             session.commit()
         except BaseException as error:
+            keyed: list[_saving.Keyed] = []
             is_told = bool(getattr(error, "report", BulkReport()).failures)
-            asks = isinstance(error, IntegrityError) and on_conflict == "raise"
-            keyed = _blame.new_ones(self._values) if asks and not is_told else []
+            with suppress(Exception):  # as in _flush
+                if isinstance(error, IntegrityError) and on_conflict == "raise":
+                    keyed = [] if is_told else _blame.new_ones(self._values)
             self._rollback(session)
-            if keyed:
-                self._tell(error, _blame.told_by_rows(session, keyed))
+            with suppress(Exception):
+                if keyed:
+                    self._tell(error, _blame.told_by_rows(session, keyed))
             raise
         self._savepoint = None
         return report

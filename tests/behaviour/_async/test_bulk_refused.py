@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import JSON, func, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from seance import AsyncSession, Database, ResolutionError, Spec
 from tests.fixtures.models import Base, Country, Region
@@ -18,6 +20,20 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 class CountryIn(Spec[Country]):
     code: str
     name: str | None = None
+
+
+class OddBase(DeclarativeBase):
+    pass
+
+
+class Odd(OddBase):
+    __tablename__ = "odd_key"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"))
+    length: Mapped[int] = mapped_column(unique=True)
+    twice: Mapped[int] = column_property(length * 2)
+    __identifiers__ = (("key",),)
 
 
 @pytest.fixture
@@ -117,3 +133,11 @@ async def test_unresolved(session: AsyncSession) -> None:
     report = caught.value.report
     assert 2 == report.failed
     assert caught.value.failures == report.failures
+
+
+async def test_of_what_cannot_be_told(db: Database, session: AsyncSession) -> None:
+    """A key that Python cannot compare hides nothing of what the database says."""
+    await db.acreate_all(OddBase.metadata)
+    found = await refused(session, Odd(key=[1], length=1), Odd(key=[1], length=1))
+
+    assert [] == found
