@@ -16,7 +16,7 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..references import key_of
-from ._naming import keys_of, name_of
+from ._naming import keys_of, name_of, token_of_key
 from ._report import Failure
 from ._saving import Keyed, rows_of
 from ._values import Value
@@ -48,7 +48,8 @@ def told_by_mappings(keyed: Sequence[Keyed]) -> list[Failure]:
             failures.append(Failure(*name_of(instance), "null", message=message))
         for proxy, columns in keys:
             shape = proxy._seance_shape
-            if first.setdefault((shape, columns), instance) is not instance:
+            token = token_of_key(shape, columns)
+            if first.setdefault(token, instance) is not instance:
                 message = "another value of this bulk has this key"
                 key = key_of(proxy)
                 failures.append(

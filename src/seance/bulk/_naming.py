@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 
 from ..errors import SessionError
 from ..keys import Shape, identifiers
-from ..references import Proxy, key_of, settle_instance
+from ..references import Proxy, key_of, settle_instance, token_of
 from ._report import Failure
 from ._run import part_values
 
@@ -97,3 +97,12 @@ def choose(
         entity = found[0][0]._seance_shape.entity
         return Failure(entity, several, "ambiguous", rows=rows)
     return found[0][0] if found else None
+
+
+def token_of_key(shape: Shape, columns: tuple[Any, ...]) -> Any:
+    """Give what tells a key from others in a dictionary, whatever its types."""
+    try:
+        hash(columns)
+    except TypeError:
+        return shape, tuple(map(token_of, columns))
+    return shape, columns

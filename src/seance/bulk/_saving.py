@@ -14,7 +14,7 @@ from ..keys import Shape
 from ..references import Proxy, key_of
 from ._flush import write_new
 from ._merge import merge
-from ._naming import Named, choose, keys_of
+from ._naming import Named, choose, keys_of, token_of_key
 from ._placing import discard, innermost, place
 from ._plan import batches
 from ._report import BulkReport, Failure, Status
@@ -44,7 +44,7 @@ def _keyed(
         if not keys:
             continue
         proxy, columns = keys[0]
-        token = (proxy._seance_shape, columns)
+        token = token_of_key(proxy._seance_shape, columns)
         earlier = keyed.get(token)
         if earlier is not None and earlier[0].made() is not instance:
             if on_duplicate == "raise":

@@ -135,9 +135,13 @@ async def test_unresolved(session: AsyncSession) -> None:
     assert caught.value.failures == report.failures
 
 
-async def test_of_what_cannot_be_told(db: Database, session: AsyncSession) -> None:
-    """A key that Python cannot compare hides nothing of what the database says."""
+async def test_keys_without_a_hash(db: Database, session: AsyncSession) -> None:
+    """Keys that Python cannot put into a dictionary are told as others are."""
     await db.acreate_all(OddBase.metadata)
-    found = await refused(session, Odd(key=[1], length=1), Odd(key=[1], length=1))
+    values = [Odd(key=[1], length=1), Odd(key=[2], length=2), Odd(key=[1], length=1)]
+    found = await refused(session, *values)
 
-    assert [] == found
+    assert [
+        (Odd, {"key": [1]}, "duplicate"),
+        (Odd, {"length": 1}, "duplicate"),
+    ] == found

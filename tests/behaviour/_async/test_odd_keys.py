@@ -13,7 +13,7 @@ from sqlalchemy.dialects.mysql import VARCHAR
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import AsyncSession, Database, Ref
+from seance import AsyncSession, Database, Ref, ResolutionError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
@@ -43,6 +43,20 @@ class Odd(Base):
         ),
         unique=True,
     )
+
+
+class Versioned(Base):
+    """Written by the unit of work."""
+
+    __tablename__ = "versioned"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012  # as SQLAlchemy has it
+    thing: Mapped[Any] = mapped_column(
+        JSON().with_variant(JSONB(), "postgresql"), unique=True
+    )
+    number: Mapped[int]
 
 
 @pytest.fixture
@@ -83,3 +97,19 @@ async def test_each_is_its_own(
     assert [(n,) for n in [*numbers, *reversed(numbers)]] == [
         inspect(each).identity for each in found
     ]
+
+
+async def test_upsert(session: AsyncSession) -> None:
+    """Values are found by such keys as well, and two of one key are told apart."""
+    session.add(Versioned(thing=[1], number=0))
+    await session.commit()
+    async with session.bulk() as bulk:
+        for thing in ([1], [2], {"a": [1]}):
+            bulk.add(Versioned(thing=thing, number=1))
+        report = await bulk.commit(on_conflict="update")
+        for _ in range(2):
+            bulk.add(Versioned(thing=[3], number=2))
+        with pytest.raises(ResolutionError, match="more than one value"):
+            await bulk.flush(on_conflict="update")
+
+    assert ["updated", "created", "created"] == report.statuses

@@ -132,9 +132,13 @@ def test_unresolved(session: Session) -> None:
     assert caught.value.failures == report.failures
 
 
-def test_of_what_cannot_be_told(db: Database, session: Session) -> None:
-    """A key that Python cannot compare hides nothing of what the database says."""
+def test_keys_without_a_hash(db: Database, session: Session) -> None:
+    """Keys that Python cannot put into a dictionary are told as others are."""
     db.create_all(OddBase.metadata)
-    found = refused(session, Odd(key=[1], length=1), Odd(key=[1], length=1))
+    values = [Odd(key=[1], length=1), Odd(key=[2], length=2), Odd(key=[1], length=1)]
+    found = refused(session, *values)
 
-    assert [] == found
+    assert [
+        (Odd, {"key": [1]}, "duplicate"),
+        (Odd, {"length": 1}, "duplicate"),
+    ] == found
