@@ -16,7 +16,14 @@ from sqlalchemy.orm import Session
 
 from ..graphs import items_of, lift, relationship_names
 from ..keys import Shape, identifiers, with_bases
-from ..references import Proxy, Registry, is_resolved, settle_instance, token_of
+from ..references import (
+    Proxy,
+    Registry,
+    is_resolved,
+    settle_instance,
+    target_of,
+    token_of,
+)
 from ..resources import Spec, as_attribute, instances_in
 from ._naming import choose, complete_identifiers, one_of_each
 from ._placing import complete, place
@@ -157,7 +164,12 @@ class Local:
 
     def _target(self, proxy: Proxy) -> Any:
         """Give what *proxy* stood for when first seen: keys keep their token."""
-        return self._targets.setdefault(id(proxy), proxy._seance_target)
+        found = self._targets.get(id(proxy), self)
+        if found is self:
+            # Another proxy of the same row may have made its instance already.
+            found = target_of(proxy) if is_resolved(proxy) else None
+            self._targets[id(proxy)] = found
+        return found
 
     def _token(self, shape: Shape, parts: Sequence[Any]) -> Any:
         return shape, tuple([self._part_token(part) for part in parts])

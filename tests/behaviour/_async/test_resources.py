@@ -66,6 +66,11 @@ class AirportIn(Spec[Airport]):
     name: str
 
 
+class LegIn(Spec[Leg]):
+    flight: Ref[Flight]
+    position: int
+
+
 class FlightWithOrigin(Spec[Flight]):
     number: int
     airline: Ref[Airline]
@@ -559,6 +564,24 @@ class TestUnresolved:
         assert [(1, "AA"), (2, "AA"), (7, "AA")] == await written(
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
+
+    async def test_by_two_references_of_one_row(self, session: AsyncSession) -> None:
+        """A key is the same whichever reference to what it holds was looked at."""
+        await airlines(session, "AA")
+        session.add(Flight(number=1, airline_id=1))
+        await session.commit()
+        outside = LegIn(flight={"number": 1}, position=7)
+        async with session.bulk() as bulk:
+            bulk.validate(Ref[Flight], {"number": 1})
+            bulk.add(outside)
+            await bulk.resolve()
+            key = {"flight": {"number": 1}, "position": 7}
+            leg = bulk.validate(Ref[Leg], key)
+            bulk.add(FlightIn(number=1, airline="AA"))
+            await bulk.resolve()
+            await bulk.commit()
+
+        assert 7 == leg.position
 
     async def test_leads_nobody_to_it(self, session: AsyncSession) -> None:
         """What waits for one reference is not reached by way of the others."""

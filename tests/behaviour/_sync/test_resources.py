@@ -67,6 +67,11 @@ class AirportIn(Spec[Airport]):
     name: str
 
 
+class LegIn(Spec[Leg]):
+    flight: Ref[Flight]
+    position: int
+
+
 class FlightWithOrigin(Spec[Flight]):
     number: int
     airline: Ref[Airline]
@@ -556,6 +561,24 @@ class TestUnresolved:
         assert [(1, "AA"), (2, "AA"), (7, "AA")] == written(
             session, "number, code", "flight JOIN airline ON airline_id = airline.id"
         )
+
+    def test_by_two_references_of_one_row(self, session: Session) -> None:
+        """A key is the same whichever reference to what it holds was looked at."""
+        airlines(session, "AA")
+        session.add(Flight(number=1, airline_id=1))
+        session.commit()
+        outside = LegIn(flight={"number": 1}, position=7)
+        with session.bulk() as bulk:
+            bulk.validate(Ref[Flight], {"number": 1})
+            bulk.add(outside)
+            bulk.resolve()
+            key = {"flight": {"number": 1}, "position": 7}
+            leg = bulk.validate(Ref[Leg], key)
+            bulk.add(FlightIn(number=1, airline="AA"))
+            bulk.resolve()
+            bulk.commit()
+
+        assert 7 == leg.position
 
     def test_leads_nobody_to_it(self, session: Session) -> None:
         """What waits for one reference is not reached by way of the others."""
