@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, LoadReport, Session, Spec
+from seance import Database, LoadError, LoadReport, Session, Spec
 
 pytestmark = pytest.mark.sqlite
 
@@ -91,3 +91,13 @@ def test_triggers_that_insert(session: Session) -> None:
 
     assert (2, 0, 0) == (first.created, first.updated, first.unchanged)
     assert (1, 1, 1) == (second.created, second.updated, second.unchanged)
+
+
+def test_rejects_are_not_the_database(session: Session, tmp_path: Path) -> None:
+    """A rejects file that is the database itself is refused, and nothing is lost."""
+    load(session, CountedIn, {"a": 1})
+    rejects = tmp_path / "." / "seance.db"
+    with session.bulk() as bulk, pytest.raises(LoadError, match="the database"):
+        bulk.load([{"name": "b", "size": "x"}], CountedIn, rejects=rejects)
+
+    assert ["a"] == list(session.scalars(select(Counted.name)))

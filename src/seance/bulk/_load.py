@@ -15,7 +15,7 @@ from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
 
-from sqlalchemy import Table
+from sqlalchemy import Table, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionState
@@ -83,6 +83,8 @@ def load(
         )
     if _is_one_file(source, rejects):
         raise LoadError(f"rejects would overwrite the source, {rejects!s}")
+    if rejects is not None and _is_one_file(_database_file(session, into), rejects):
+        raise LoadError(f"rejects would overwrite the database, {rejects!s}")
     file = RejectsFile(rejects, start=start)
     with Records(source, format=format, null=null, start=start) as records:
         loader = _Loader(
@@ -113,6 +115,13 @@ def _told(
             between(answer)
 
     return tell
+
+
+def _database_file(session: Session, into: type[Any]) -> str | None:
+    """Give the file that rows go to, if that is one of SQLite."""
+    mapper = mapper_of(entity_of(into))
+    engine = session.get_bind(mapper, clause=insert(mapper)).engine
+    return engine.url.database if engine.dialect.name == "sqlite" else None
 
 
 def _is_one_file(source: Any, rejects: Any) -> bool:
