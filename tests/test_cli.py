@@ -24,6 +24,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from seance import Database
 from seance.cli import main
+from tests.fixtures.databases import Databases
 from tests.fixtures.shop import Base
 from tools.servers import PostgreSQL, ServerUnavailable
 
@@ -877,16 +878,13 @@ KEPT = re.compile(r"; (?:none was kept|([\d,]+) rows were kept, all before .*)\n
 
 
 @pytest.fixture(scope="module")
-def mortal(pytestconfig: pytest.Config) -> Iterator[PostgreSQL]:
+def mortal(databases: Databases) -> Iterator[PostgreSQL]:
     """Give a server that a test may kill."""
     try:
         # Durable: what it has committed must be there after its death.
         server = PostgreSQL.create(durable=True)
     except ServerUnavailable as error:
-        reason = f"no postgresql: {error}"
-        if pytestconfig.getoption("require_db"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        databases.lacks("postgresql", error)
     with server:
         yield server
 

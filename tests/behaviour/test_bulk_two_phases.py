@@ -54,7 +54,7 @@ def db(
 ) -> Iterator[Database]:
     folder = tmp_path_factory.mktemp("module")
     started = (
-        _preparing()
+        _preparing(databases)
         if request.param == "postgresql"
         else databases.fresh("mysql+pymysql", folder)
     )
@@ -64,12 +64,12 @@ def db(
 
 
 @contextmanager
-def _preparing() -> Iterator[str]:
+def _preparing(databases: Databases) -> Iterator[str]:
     """Start a server that prepares transactions: by default it does not."""
     try:
         server = PostgreSQL.create()
     except ServerUnavailable as error:
-        pytest.skip(f"no postgresql: {error}")
+        databases.lacks("postgresql", error)
     with server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET max_prepared_transactions = 5")

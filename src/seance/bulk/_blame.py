@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, inspect
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
@@ -82,16 +81,17 @@ def _given(state: Any) -> dict[str, Any]:
 
 def told_by_rows(session: Session, keyed: Sequence[Keyed]) -> list[Failure]:
     """
-    Name values whose key a row has; nobody where that cannot be asked.
+    Name values whose key a row has.
 
     Leaves the session's transaction as it was: open, or not begun.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: That cannot be asked.
     """
     is_inside = session.in_transaction()
     try:
         with session.no_autoflush, session.begin_nested():
             found = rows_of(session, keyed)
-    except SQLAlchemyError:
-        found = {}
     finally:
         if not is_inside:
             session.rollback()

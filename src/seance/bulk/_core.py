@@ -263,12 +263,17 @@ class Bulk(Holding):
             raise
         except SQLAlchemyError as error:
             self._tell(error, ())
-            if isinstance(error, IntegrityError) and on_conflict == "raise":
-                # Whatever goes wrong here must not hide what has.
-                with suppress(Exception):
-                    keyed = _blame.new_ones(self._values)
-                    self._tell(error, _blame.told_by_mappings(keyed))
+            with suppress(Exception):  # which would hide what the database said
+                keyed = self._suspects(error, on_conflict)
+                self._tell(error, _blame.told_by_mappings(keyed))
             raise
+
+    def _suspects(
+        self, error: BaseException, on_conflict: OnConflict
+    ) -> list[_saving.Keyed]:
+        """Give the values that an error may be about."""
+        is_about_values = isinstance(error, IntegrityError) and on_conflict == "raise"
+        return _blame.new_ones(self._values) if is_about_values else []
 
     def _tell(self, error: Any, failures: Iterable[Failure]) -> None:
         """Have an error say what became of the values."""
@@ -330,10 +335,9 @@ class Bulk(Holding):
             session.commit()
         except BaseException as error:
             keyed: list[_saving.Keyed] = []
-            is_told = bool(getattr(error, "report", BulkReport()).failures)
             with suppress(Exception):  # as in _flush
-                if isinstance(error, IntegrityError) and on_conflict == "raise":
-                    keyed = [] if is_told else _blame.new_ones(self._values)
+                if not getattr(error, "report", BulkReport()).failures:
+                    keyed = self._suspects(error, on_conflict)
             self._rollback(session)
             with suppress(Exception):
                 if keyed:

@@ -103,9 +103,7 @@ class Holding:
             self._registry.adopt(found)
         elif id(instance) not in self._given:
             self._given.add(id(instance))
-            is_own = state.key is not None
-            value = Value(instance, kind, instance, is_own=is_own)
-            self._values.append(value)
+            self._values.append(Value.of(instance, kind))
             if (self._mapped[kind] and unconnected(instance)) or (
                 "info" in state.__dict__ and is_made(instance)
             ):

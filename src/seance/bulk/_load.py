@@ -82,9 +82,13 @@ def load(
             f"cannot await; load with an async session"
         )
     if _is_one_file(source, rejects):
-        raise LoadError(f"rejects would overwrite the source, {rejects!s}")
+        raise LoadError(
+            f"rejects would overwrite the source, {rejects!s}; name another file"
+        )
     if rejects is not None and _is_one_file(_database_file(session, into), rejects):
-        raise LoadError(f"rejects would overwrite the database, {rejects!s}")
+        raise LoadError(
+            f"rejects would overwrite the database, {rejects!s}; name another file"
+        )
     file = RejectsFile(rejects, start=start)
     with Records(source, format=format, null=null, start=start) as records:
         loader = _Loader(
