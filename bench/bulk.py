@@ -26,7 +26,7 @@ from typing import Any
 from sqlalchemy import Engine, String, create_engine, func, insert, inspect, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Session, Spec
+from tenure import Session, Spec
 
 
 class Base(DeclarativeBase):

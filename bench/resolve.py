@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, Key, Session
+from tenure import Database, Key, Session
 
 SIZES = [1_000, 10_000, 100_000]
 FULL = 1_000_000

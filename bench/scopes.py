@@ -29,7 +29,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.pool import StaticPool
 
-from seance import (
+from tenure import (
     AsyncSession,
     DatabaseManager,
     DatabaseRouter,
@@ -38,7 +38,7 @@ from seance import (
     session_factory,
     session_manager,
 )
-from seance.turns import one_at_a_time
+from tenure.turns import one_at_a_time
 
 CALLS = 2_000
 
@@ -158,7 +158,7 @@ class Table:
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
-        print(f"{'':34}{'plain':>9}{'seance':>9}{'ratio':>8}   limit")
+        print(f"{'':34}{'plain':>9}{'tenure':>9}{'ratio':>8}   limit")
 
     def line(
         self,

@@ -22,8 +22,8 @@ from typing import IO, Any, Self
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from seance import Database
-from seance.cli import main
+from tenure import Database
+from tenure.cli import main
 from tests.fixtures.databases import Databases
 from tests.fixtures.shop import Base
 from tools.servers import PostgreSQL, ServerUnavailable
@@ -57,12 +57,12 @@ class Done:
         return {name.strip(): int(count.replace(",", "")) for name, count in pairs}
 
 
-Seance = Callable[..., Done]
+Tenure = Callable[..., Done]
 
 
 @pytest.fixture
-def seance(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Seance:
-    """Run ``seance load`` in this process, from the root of the repository."""
+def tenure(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Tenure:
+    """Run ``tenure load`` in this process, from the root of the repository."""
     monkeypatch.chdir(ROOT)
 
     def run(source: Path | str, into: str, url: str, *options: str) -> Done:
@@ -115,10 +115,10 @@ def file(path: Path, content: str) -> Path:
 
 
 @pytest.fixture
-def shop(url: str, tmp_path: Path, seance: Seance) -> str:
+def shop(url: str, tmp_path: Path, tenure: Tenure) -> str:
     """Give a database with two cities in it."""
     create(url)
-    assert 0 == seance(file(tmp_path / "cities.csv", CITIES), "CityIn", url).code
+    assert 0 == tenure(file(tmp_path / "cities.csv", CITIES), "CityIn", url).code
     return url
 
 
@@ -130,11 +130,11 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 class TestLoad:
-    def test_created(self, url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_created(self, url: str, tmp_path: Path, tenure: Tenure) -> None:
         """Rows of a file become rows of a table, and the report says how many."""
         create(url)
 
-        done = seance(file(tmp_path / "cities.csv", CITIES), "CityIn", url)
+        done = tenure(file(tmp_path / "cities.csv", CITIES), "CityIn", url)
 
         assert (0, "") == (done.code, done.err)
         assert {
@@ -147,41 +147,41 @@ class TestLoad:
         } == done.counts
         assert [("BER",), ("PAR",)] == ask(url, "SELECT code FROM city ORDER BY code")
 
-    def test_async(self, async_url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_async(self, async_url: str, tmp_path: Path, tenure: Tenure) -> None:
         """A URL of an async driver needs nothing more."""
         create(async_url)
 
-        done = seance(file(tmp_path / "cities.csv", CITIES), "CityIn", async_url)
+        done = tenure(file(tmp_path / "cities.csv", CITIES), "CityIn", async_url)
 
         assert (0, "", 2) == (done.code, done.err, done.counts["created"])
         assert 2 == cities(async_url)
 
-    def test_create_tables(self, url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_create_tables(self, url: str, tmp_path: Path, tenure: Tenure) -> None:
         """Tables that are missing are created when asked for."""
         source = file(tmp_path / "cities.csv", CITIES)
 
-        assert 0 == seance(source, "CityIn", url, "--create-tables").code
+        assert 0 == tenure(source, "CityIn", url, "--create-tables").code
         assert 2 == cities(url)
         assert [] == ask(url, "SELECT name FROM person")
 
     def test_create_tables_batches(
-        self, url: str, tmp_path: Path, seance: Seance
+        self, url: str, tmp_path: Path, tenure: Tenure
     ) -> None:
         """The first batch commits the tables, and the next ones go on from there."""
         codes = "".join(f"C{n}\n" for n in range(30))
         source = file(tmp_path / "cities.csv", f"code\n{codes}")
         options = ("--create-tables", "--batch-size", "10", "--commit", "batch")
 
-        done = seance(source, "CityIn", url, *options)
+        done = tenure(source, "CityIn", url, *options)
 
         assert (0, 30) == (done.code, done.counts["created"])
         assert 30 == cities(url)
 
-    def test_unchanged(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_unchanged(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A second run changes nothing, and says so."""
         source = tmp_path / "cities.csv"
 
-        done = seance(source, "CityIn", shop, "--on-conflict", "update")
+        done = tenure(source, "CityIn", shop, "--on-conflict", "update")
 
         assert (0, 0, 2) == (
             done.code,
@@ -190,19 +190,19 @@ class TestLoad:
         )
         assert 2 == cities(shop)
 
-    def test_skip(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_skip(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """Rows that are there can be left as they are."""
         source = file(tmp_path / "cities.csv", CITIES + "ROM\n")
 
-        done = seance(source, "CityIn", shop, "--on-conflict", "skip")
+        done = tenure(source, "CityIn", shop, "--on-conflict", "skip")
 
         assert (0, 1, 2) == (done.code, done.counts["created"], done.counts["skipped"])
 
-    def test_updated(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_updated(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """Rows that differ are updated."""
         for age in ("1", "2"):
             source = file(tmp_path / "people.csv", f"name,age,city\nAnn,{age},PAR\n")
-            done = seance(source, "PersonIn", shop, "--on-conflict", "update")
+            done = tenure(source, "PersonIn", shop, "--on-conflict", "update")
 
         assert (0, 1) == (done.code, done.counts["updated"])
         assert [("Ann", 2)] == ask(shop, "SELECT name, age FROM person")
@@ -216,14 +216,14 @@ class TestLoad:
         ],
     )
     def test_files(
-        self, sqlite_url: str, tmp_path: Path, seance: Seance, name: str, content: str
+        self, sqlite_url: str, tmp_path: Path, tenure: Tenure, name: str, content: str
     ) -> None:
         """JSON Lines and compressed files are known by their names."""
         path = tmp_path / name
         compressed = gzip.compress(content.encode())
         path.write_bytes(compressed if name.endswith(".gz") else content.encode())
 
-        assert 0 == seance(path, "CityIn", sqlite_url).code
+        assert 0 == tenure(path, "CityIn", sqlite_url).code
         assert 2 == cities(sqlite_url)
 
     @pytest.mark.parametrize(
@@ -239,26 +239,26 @@ class TestLoad:
         """Standard input is CSV, unless the format is given."""
         into = ["--into", f"{SHOP}:CityIn", "--url", sqlite_url]
 
-        done = execute("-m", "seance", "load", "-", *into, *options, input=content)
+        done = execute("-m", "tenure", "load", "-", *into, *options, input=content)
 
         assert (0, "", 2) == (done.code, done.err, done.counts["created"])
         assert 2 == cities(sqlite_url)
 
-    def test_null(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_null(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """Texts that mean NULL can be named; the empty one is then a text."""
         people = "name,age,city\nAnn,NA,-\n,1,-\n"
         source = file(tmp_path / "people.csv", people)
 
-        assert 0 == seance(source, "PersonIn", shop, "--null", "NA", "--null", "-").code
+        assert 0 == tenure(source, "PersonIn", shop, "--null", "NA", "--null", "-").code
         assert [("", 1, None), ("Ann", None, None)] == ask(
             shop, "SELECT name, age, city_id FROM person ORDER BY name"
         )
 
-    def test_missing_is_null(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_missing_is_null(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A reference to nothing becomes NULL when asked for, and is counted."""
         source = file(tmp_path / "people.csv", "name,age,city\nCid,5,LON\nAnn,1,PAR\n")
 
-        done = seance(source, "PersonIn", shop, "--on-missing", "null")
+        done = tenure(source, "PersonIn", shop, "--on-missing", "null")
 
         assert 0 == done.code
         assert ["City", "1", "1", "1", "LON", "(1)"] == next(
@@ -268,43 +268,43 @@ class TestLoad:
             shop, "SELECT count(*) FROM person WHERE city_id IS NOT NULL"
         )
 
-    def test_dry_run(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_dry_run(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A dry run tells what would be, and writes nothing."""
         source = file(tmp_path / "cities.csv", "code\nROM\n")
 
-        done = seance(source, "CityIn", shop, "--dry-run", "--commit", "batch")
+        done = tenure(source, "CityIn", shop, "--dry-run", "--commit", "batch")
 
         assert (0, 1) == (done.code, done.counts["created"])
         assert "dry run: nothing was written" == done.out.splitlines()[-1]
         assert 2 == cities(shop)
 
     def test_dry_run_async(
-        self, async_url: str, tmp_path: Path, seance: Seance
+        self, async_url: str, tmp_path: Path, tenure: Tenure
     ) -> None:
         """A dry run writes nothing through an async driver either."""
         create(async_url)
         source = file(tmp_path / "cities.csv", CITIES)
 
-        done = seance(source, "CityIn", async_url, "--dry-run")
+        done = tenure(source, "CityIn", async_url, "--dry-run")
 
         assert (0, 2) == (done.code, done.counts["created"])
         assert 0 == cities(async_url)
 
-    def test_dry_run_tables(self, url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_dry_run_tables(self, url: str, tmp_path: Path, tenure: Tenure) -> None:
         """A dry run does not even leave the tables it created."""
         source = file(tmp_path / "cities.csv", CITIES)
 
-        done = seance(source, "CityIn", url, "--dry-run", "--create-tables")
+        done = tenure(source, "CityIn", url, "--dry-run", "--create-tables")
 
         assert (0, 2) == (done.code, done.counts["created"])
-        assert 2 == seance(source, "CityIn", url).code
+        assert 2 == tenure(source, "CityIn", url).code
 
-    def test_json(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_json(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """With --json there is one object, and nothing else."""
         source = file(tmp_path / "people.csv", PEOPLE)
         rejects = str(tmp_path / "rejects.jsonl")
 
-        done = seance(
+        done = tenure(
             source,
             "PersonIn",
             shop,
@@ -331,11 +331,11 @@ class TestLoad:
         } == done.json["references"]["City"]
         assert done.json["resume"] is None
 
-    def test_create(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_create(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """What is missing can be made; the report counts it in a column of its own."""
         source = file(tmp_path / "people.csv", "name,age,city\nAnn,1,XXX\nBob,2,XXX\n")
 
-        done = seance(source, "PersonIn", shop, "--on-missing", "create")
+        done = tenure(source, "PersonIn", shop, "--on-missing", "create")
 
         assert 0 == done.code
         assert ["references", "resolved", "created", "missing", "keys"] in [
@@ -345,26 +345,26 @@ class TestLoad:
             line.split() for line in done.out.splitlines()
         ]
 
-    def test_start(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_start(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A load in batches that was cut short says where to go on."""
         rows = "".join(f"P{n},{n},\n" for n in range(4))
         source = file(tmp_path / "people.csv", f"name,age,city\n{rows}x,x,\n")
         options = ("--commit", "batch", "--batch-size", "2")
 
-        done = seance(source, "PersonIn", shop, *options)
+        done = tenure(source, "PersonIn", shop, *options)
         file(tmp_path / "people.csv", f"name,age,city\n{rows}x,1,\n")
-        again = seance(source, "PersonIn", shop, *options, "--start", "6")
+        again = tenure(source, "PersonIn", shop, *options, "--start", "6")
 
         assert (1, 0) == (done.code, again.code)
         assert "all before line 6 is kept" in done.out
         assert [(5,)] == ask(shop, "SELECT count(*) FROM person")
 
-    def test_width(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_width(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """No line of the numbers is wider than 80 columns, whatever the keys are."""
         people = "".join(f"Ann{n},1,{'X' * 25}{n % 4}\n" for n in range(9))
         source = file(tmp_path / "people.csv", f"name,age,city\n{people}")
 
-        done = seance(source, "PersonIn", shop, "--on-missing", "null")
+        done = tenure(source, "PersonIn", shop, "--on-missing", "null")
 
         assert 0 == done.code
         assert 80 >= max(map(len, done.out.splitlines()))
@@ -373,24 +373,24 @@ class TestLoad:
 
 class TestRejects:
     def test_nothing_is_written(
-        self, shop: str, tmp_path: Path, seance: Seance
+        self, shop: str, tmp_path: Path, tenure: Tenure
     ) -> None:
         """One bad row is one too many, unless said otherwise."""
         source = file(tmp_path / "people.csv", PEOPLE)
 
-        done = seance(source, "PersonIn", shop)
+        done = tenure(source, "PersonIn", shop)
 
         assert 1 == done.code
-        assert done.err.startswith("seance load: 2 of 4 rows were rejected")
+        assert done.err.startswith("tenure load: 2 of 4 rows were rejected")
         assert 1 == len(done.err.splitlines())
         assert {"rows read": 4, "kept": 0, "rejected": 2} == done.counts
         assert [(0,)] == ask(shop, "SELECT count(*) FROM person")
 
-    def test_tolerated(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_tolerated(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """Within the limit good rows are kept; the exit code still tells."""
         source = file(tmp_path / "people.csv", PEOPLE)
 
-        done = seance(source, "PersonIn", shop, "--max-errors", "2")
+        done = tenure(source, "PersonIn", shop, "--max-errors", "2")
 
         assert (1, "") == (done.code, done.err)
         assert (2, 2) == (done.counts["created"], done.counts["rejected"])
@@ -398,12 +398,12 @@ class TestRejects:
             shop, "SELECT name FROM person ORDER BY name"
         )
 
-    def test_file(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_file(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """The rejects file says which line, which field and why."""
         source = file(tmp_path / "people.csv", PEOPLE + "Ann,1,PAR\n")
         rejects = tmp_path / "rejects.jsonl"
 
-        done = seance(source, "PersonIn", shop, "--rejects", str(rejects))
+        done = tenure(source, "PersonIn", shop, "--rejects", str(rejects))
 
         found = [json.loads(line) for line in rejects.read_text().splitlines()]
         assert 1 == done.code
@@ -417,7 +417,7 @@ class TestRejects:
         )
         assert f"  all are in {rejects}" == done.out.splitlines()[-1]
 
-    def test_first_are_shown(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_first_are_shown(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """The first few are shown in the order of the source, the rest counted."""
         people = "".join(f"Ann{n},old,PAR\n" for n in range(8))
         source = file(
@@ -426,37 +426,37 @@ class TestRejects:
             f"name,age,city\nZoe,1,PAR\nZoe,2,PAR\n{people}",
         )
 
-        done = seance(source, "PersonIn", shop)
+        done = tenure(source, "PersonIn", shop)
 
         assert ["3", "4", "5", "6", "7"] == re.findall(
             r"^  line (\d)", done.out, re.MULTILINE
         )
         assert "  and 4 more" in done.out.splitlines()
 
-    def test_batches(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_batches(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """What was committed before is kept, and counted."""
         codes = "".join(f"C{n}\n" for n in range(25))
         source = file(tmp_path / "cities.csv", f"code\n{codes}C3\n")
 
-        done = seance(source, "CityIn", shop, "--batch-size", "10", "--commit", "batch")
+        done = tenure(source, "CityIn", shop, "--batch-size", "10", "--commit", "batch")
 
         assert 1 == done.code
         assert "only 20 were written" in done.err
         assert {"rows read": 26, "kept": 20, "rejected": 1} == done.counts
         assert 22 == cities(shop)
 
-    def test_full_disk(self, sqlite_url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_full_disk(self, sqlite_url: str, tmp_path: Path, tenure: Tenure) -> None:
         """Good rows are not kept when the bad ones cannot be recorded."""
         if not Path("/dev/full").exists():
             pytest.skip("no /dev/full here")
         source = file(tmp_path / "cities.csv", CITIES + "PAR\n")
         options = ("--max-errors", "all", "--rejects", "/dev/full")
 
-        done = seance(source, "CityIn", sqlite_url, *options)
+        done = tenure(source, "CityIn", sqlite_url, *options)
 
         assert 1 == done.code
         assert (
-            "seance load: cannot write '/dev/full': No space left on device; "
+            "tenure load: cannot write '/dev/full': No space left on device; "
             "nothing was written\n"
         ) == done.err
         assert 0 == cities(sqlite_url)
@@ -483,7 +483,7 @@ def mistakes() -> Iterator[Any]:
         ("needs:Thing", "No module named 'no_such_library' (needs.py:1)"),
         ("ends:Thing", "importing ends failed: SystemExit: no configuration"),
         (f"{SHOP}:City", "'City' is not bound to a mapped class"),
-        ("json:loads", "derive it from seance.Spec[YourClass]"),
+        ("json:loads", "derive it from tenure.Spec[YourClass]"),
     ]  # fmt: skip
     for model, said in into:
         yield pytest.param("c.csv", CITIES, model, [], said, id=f"into-{model}")
@@ -519,7 +519,7 @@ class TestMistakes:
         self,
         sqlite_url: str,
         tmp_path: Path,
-        seance: Seance,
+        tenure: Tenure,
         monkeypatch: Any,
         source: str,
         content: str | bytes,
@@ -539,11 +539,11 @@ class TestMistakes:
         # The command adds the current directory; afterwards it is gone again.
         monkeypatch.setattr(sys, "path", list(sys.path))
 
-        done = seance(path, into, sqlite_url, *options)
+        done = tenure(path, into, sqlite_url, *options)
 
         assert (2, "") == (done.code, done.out)
         assert 1 == len(done.err.splitlines())
-        assert done.err.startswith("seance load: ")
+        assert done.err.startswith("tenure load: ")
         assert said in done.err
         assert 0 == cities(sqlite_url)
 
@@ -557,60 +557,60 @@ class TestMistakes:
             ("sqlite:////no/such/folder/shop.db", "cannot open sqlite:////no/such"),
         ],
     )
-    def test_urls(self, tmp_path: Path, seance: Seance, url: str, said: str) -> None:
+    def test_urls(self, tmp_path: Path, tenure: Tenure, url: str, said: str) -> None:
         """A URL that leads nowhere is exit code 2 and one line, without password."""
-        done = seance(file(tmp_path / "c.csv", CITIES), "CityIn", url)
+        done = tenure(file(tmp_path / "c.csv", CITIES), "CityIn", url)
 
         assert (2, "", 1) == (done.code, done.out, len(done.err.splitlines()))
-        assert done.err.startswith("seance load: --url: ")
+        assert done.err.startswith("tenure load: --url: ")
         assert said in done.err
         assert "hush" not in done.err
 
     @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-    def test_unreachable(self, tmp_path: Path, seance: Seance, driver: str) -> None:
+    def test_unreachable(self, tmp_path: Path, tenure: Tenure, driver: str) -> None:
         """A server that does not answer is exit code 2 and one line."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         url = f"postgresql+{driver}://me:hush@127.0.0.1:{port}/shop?password=hush"
 
-        done = seance(file(tmp_path / "c.csv", CITIES), "CityIn", url)
+        done = tenure(file(tmp_path / "c.csv", CITIES), "CityIn", url)
 
         assert (2, "", 1) == (done.code, done.out, len(done.err.splitlines()))
         assert done.err.startswith(
-            f"seance load: --url: cannot open postgresql+{driver}://me:***@127.0.0.1:"
+            f"tenure load: --url: cannot open postgresql+{driver}://me:***@127.0.0.1:"
         )
         assert "hush" not in done.err
 
-    def test_no_tables(self, url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_no_tables(self, url: str, tmp_path: Path, tenure: Tenure) -> None:
         """Tables that are missing are named, also those referred to."""
         source = file(tmp_path / "people.csv", PEOPLE)
 
-        done = seance(source, "PersonIn", url)
+        done = tenure(source, "PersonIn", url)
 
         assert (2, "", 1) == (done.code, done.out, len(done.err.splitlines()))
         assert "has no table city, person; create what is missing" in done.err
 
-    def test_no_key(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_no_key(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """Conflicts cannot be told without a key, and the line says which there are."""
         source = file(tmp_path / "people.csv", "age\n1\n")
 
-        done = seance(source, "NamelessIn", shop, "--on-conflict", "update")
+        done = tenure(source, "NamelessIn", shop, "--on-conflict", "update")
 
         assert (2, 1) == (done.code, len(done.err.splitlines()))
         assert "(name)" in done.err
 
-    def test_model_fails(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_model_fails(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A bug in the model is told by its place, not by a stack trace."""
         source = file(tmp_path / "cities.csv", "code\nROM\n")
 
-        done = seance(source, "BuggyIn", shop)
+        done = tenure(source, "BuggyIn", shop)
 
         assert (2, 1) == (done.code, len(done.err.splitlines()))
         assert re.search(r"KeyError: 'ROM' \(.*shop\.py:\d+\); nothing", done.err)
 
-    def test_json(self, sqlite_url: str, seance: Seance) -> None:
+    def test_json(self, sqlite_url: str, tenure: Tenure) -> None:
         """With --json a mistake is an object as well."""
-        done = seance("absent.csv", "CityIn", sqlite_url, "--json")
+        done = tenure("absent.csv", "CityIn", sqlite_url, "--json")
 
         assert (2, 2) == (done.code, done.json["exit"])
         assert "there is no file 'absent.csv'" == done.json["error"]
@@ -624,13 +624,13 @@ class TestMistakes:
 
         out, err = capsys.readouterr()
         assert ("", 1) == (out, len(err.splitlines()))
-        assert re.match(r"seance( load)?: [a-z].*; see seance( load)? --help$", err)
+        assert re.match(r"tenure( load)?: [a-z].*; see tenure( load)? --help$", err)
 
-    def test_source_is_rejects(self, shop: str, tmp_path: Path, seance: Seance) -> None:
+    def test_source_is_rejects(self, shop: str, tmp_path: Path, tenure: Tenure) -> None:
         """A source cannot be overwritten by what is rejected from it."""
         source = file(tmp_path / "cities.csv", CITIES)
 
-        done = seance(source, "CityIn", shop, "--rejects", str(source))
+        done = tenure(source, "CityIn", shop, "--rejects", str(source))
 
         assert 2 == done.code
         assert CITIES == source.read_text()
@@ -644,7 +644,7 @@ class TestMistakes:
         with source.open() as stdin:
             done = execute(
                 "-m",
-                "seance",
+                "tenure",
                 "load",
                 "-",
                 *into,
@@ -658,24 +658,24 @@ class TestMistakes:
 
     def test_extra(self) -> None:
         """Without typer there is one line that says what to install."""
-        code = "import sys; sys.modules['typer'] = None; import seance.cli as c; "
+        code = "import sys; sys.modules['typer'] = None; import tenure.cli as c; "
 
         done = execute("-c", f"{code} sys.exit(c.main())")
 
         assert (2, "", 1) == (done.code, done.out, len(done.err.splitlines()))
-        assert "pip install 'seance[cli]'" in done.err
+        assert "pip install 'tenure[cli]'" in done.err
 
 
 class TestProgram:
     def test_names(self) -> None:
         """The script and the module are the same program."""
-        script = Path(sys.executable).with_name("seance")
+        script = Path(sys.executable).with_name("tenure")
         if not script.exists():
-            pytest.skip("seance is not installed, only on the path")
+            pytest.skip("tenure is not installed, only on the path")
         command = [str(script), "load", "--help"]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
 
-        assert told.stdout == execute("-m", "seance", "load", "--help").out
+        assert told.stdout == execute("-m", "tenure", "load", "--help").out
 
     def test_current_directory(self, tmp_path: Path) -> None:
         """Models are found in the current directory."""
@@ -686,7 +686,7 @@ class TestProgram:
 
         # As the script does: -m alone would add the directory by itself.
         done = execute(
-            *("-P", "-m", "seance", "load", "cities.csv", *options, "--create-tables"),
+            *("-P", "-m", "tenure", "load", "cities.csv", *options, "--create-tables"),
             cwd=tmp_path,
         )
 
@@ -708,12 +708,12 @@ class TestProgram:
 
 
 class Program:
-    """``seance load`` in a process of its own, which reads what a test writes."""
+    """``tenure load`` in a process of its own, which reads what a test writes."""
 
     # Where tests run in the background, SIGINT comes ignored.
     CODE = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from seance.cli import main; sys.exit(main())"
+        "from tenure.cli import main; sys.exit(main())"
     )
 
     def __init__(
@@ -776,7 +776,7 @@ class TestSignals:
             done = program.end()
 
         assert (130, "") == (done.code, done.out)
-        assert "seance load: interrupted; nothing was written\n" == done.err
+        assert "tenure load: interrupted; nothing was written\n" == done.err
         assert 2 == cities(shop)
 
     @SIGNALS
@@ -789,7 +789,7 @@ class TestSignals:
             done = program.end()
 
         assert (130, "") == (done.code, done.out)
-        assert "seance load: interrupted; nothing was written\n" == done.err
+        assert "tenure load: interrupted; nothing was written\n" == done.err
         assert 0 == cities(async_url)
 
     def test_waiting(self, async_url: str) -> None:
@@ -828,7 +828,7 @@ class TestSignals:
             done = program.end()
 
         found = re.fullmatch(
-            r"seance load: interrupted; (\d+),000 rows were kept; "
+            r"tenure load: interrupted; (\d+),000 rows were kept; "
             r"go on with --start (\d+)\n",
             done.err,
         )
@@ -870,7 +870,7 @@ class TestSignals:
             done = program.end()
 
         assert (130, "") == (done.code, done.out)
-        assert "seance load: interrupted; nothing was written\n" == done.err
+        assert "tenure load: interrupted; nothing was written\n" == done.err
         assert 0 == cities(url)
 
 
@@ -926,7 +926,7 @@ class TestDatabaseFails:
         options = ["--batch-size", "1000", "--commit", commit]
 
         done = subprocess.run(
-            [*shell, sys.executable, "-m", "seance", *load, *options],
+            [*shell, sys.executable, "-m", "tenure", *load, *options],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -950,7 +950,7 @@ class TestDatabaseFails:
         model = """
             from sqlalchemy import ForeignKey
             from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-            from seance import Ref, Spec
+            from tenure import Ref, Spec
 
             class Base(DeclarativeBase): pass
 
@@ -971,7 +971,7 @@ class TestDatabaseFails:
         options = ["--url", "sqlite://", "--batch-size", "1000"]
 
         done = subprocess.run(
-            [*shell, sys.executable, "-m", "seance", *load, *options],
+            [*shell, sys.executable, "-m", "tenure", *load, *options],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -980,28 +980,28 @@ class TestDatabaseFails:
 
         assert (1, "") == (done.returncode, done.stdout)
         assert re.fullmatch(
-            "seance load: rows that wait for others cannot be kept in a temporary file: "
+            "tenure load: rows that wait for others cannot be kept in a temporary file: "
             ".*; nothing was written\n",
             done.stderr,
         )
 
-    def test_locked(self, sqlite_url: str, tmp_path: Path, seance: Seance) -> None:
+    def test_locked(self, sqlite_url: str, tmp_path: Path, tenure: Tenure) -> None:
         """A database that another program writes to is one line."""
         source = file(tmp_path / "cities.csv", CITIES)
         engine = create_engine(sqlite_url, poolclass=NullPool)
         with engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-            done = seance(source, "CityIn", f"{sqlite_url}?timeout=0")
+            done = tenure(source, "CityIn", f"{sqlite_url}?timeout=0")
 
         assert (1, 1) == (done.code, len(done.err.splitlines()))
         assert "database is locked" in done.err
 
 
-def test_handlers(sqlite_url: str, tmp_path: Path, seance: Seance) -> None:
+def test_handlers(sqlite_url: str, tmp_path: Path, tenure: Tenure) -> None:
     """A signal handler of the caller's is there again afterwards."""
     before = signal.getsignal(signal.SIGTERM)
 
-    seance(file(tmp_path / "cities.csv", CITIES), "CityIn", sqlite_url)
+    tenure(file(tmp_path / "cities.csv", CITIES), "CityIn", sqlite_url)
 
     assert before is signal.getsignal(signal.SIGTERM)

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
-from seance import DatabaseManager, DatabaseRouter, RoutingError
-from seance.drivers import driver_url, fit_options, is_async_url
-from seance.sqlite import _BEGINS, shared_memory, sqlite_url
+from tenure import DatabaseManager, DatabaseRouter, RoutingError
+from tenure.drivers import driver_url, fit_options, is_async_url
+from tenure.sqlite import _BEGINS, shared_memory, sqlite_url
 
 PAIRS = [
     ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite"),
@@ -73,8 +73,8 @@ class TestDriverUrl:
 
     def test_nothing_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a driver the error says what to install."""
-        monkeypatch.setattr("seance.drivers.find_spec", lambda name: None)
-        with pytest.raises(RoutingError, match=r"aiosqlite, or seance\[sqlite\]"):
+        monkeypatch.setattr("tenure.drivers.find_spec", lambda name: None)
+        with pytest.raises(RoutingError, match=r"aiosqlite, or tenure\[sqlite\]"):
             driver_url(make_url("sqlite://"), async_mode=True)
 
     def test_other_backends(self) -> None:

@@ -12,10 +12,10 @@ from sqlalchemy import create_engine, exc, make_url, select, text, update
 from sqlalchemy import inspect as look
 from sqlalchemy.orm import exc as orm_exc
 
-import seance
-from seance import DatabaseError, SeanceError, UnresolvedReferenceError
-from seance.callers import Line
-from seance.errors import UnknownAliasError, describe_key, wrap
+import tenure
+from tenure import DatabaseError, TenureError, UnresolvedReferenceError
+from tenure.callers import Line
+from tenure.errors import UnknownAliasError, describe_key, wrap
 from tests.fixtures.things import Base, Thing
 
 ORIGINAL = ValueError("from the driver")
@@ -62,7 +62,7 @@ class TestWrap:
         error = made(cls)
         wrapped = wrap(error)
 
-        for caught_as in (cls, DatabaseError, SeanceError, exc.SQLAlchemyError):
+        for caught_as in (cls, DatabaseError, TenureError, exc.SQLAlchemyError):
             with pytest.raises(caught_as):
                 raise wrapped from error
 
@@ -119,25 +119,25 @@ def test_of_a_driver(url: str) -> None:
 
 
 OURS = [
-    seance.SessionError("wrong"),
-    seance.ConcurrentUseError(
+    tenure.SessionError("wrong"),
+    tenure.ConcurrentUseError(
         "execute",
         first="task 'a'",
         second="task 'b'",
         first_line=None,
         second_line=Line("app.py", 3, "work"),
     ),
-    seance.RoutingError("wrong"),
-    seance.LoadError("wrong"),
-    seance.DatabaseError("wrong"),
+    tenure.RoutingError("wrong"),
+    tenure.LoadError("wrong"),
+    tenure.DatabaseError("wrong"),
     UnresolvedReferenceError(Thing, {"name": "a"}, "note"),
     UnknownAliasError("a", ["b", "c"], by="a router"),
-    seance.ResolutionError([]),
+    tenure.ResolutionError([]),
 ]
 
 
 @pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
-def test_ours_pickle(error: SeanceError) -> None:
+def test_ours_pickle(error: TenureError) -> None:
     """Errors of our own keep their facts in another process, and their notes."""
     error.add_note("a note")
     again = pickle.loads(pickle.dumps(error))
@@ -151,22 +151,22 @@ def test_ours_pickle(error: SeanceError) -> None:
 def test_tree() -> None:
     """Each is also of the class that people catch already."""
     for cls, other in {
-        seance.SessionError: RuntimeError,
-        seance.ConcurrentUseError: seance.SessionError,
-        seance.UnresolvedReferenceError: LookupError,
-        seance.RoutingError: exc.UnboundExecutionError,
+        tenure.SessionError: RuntimeError,
+        tenure.ConcurrentUseError: tenure.SessionError,
+        tenure.UnresolvedReferenceError: LookupError,
+        tenure.RoutingError: exc.UnboundExecutionError,
         UnknownAliasError: KeyError,
-        seance.StaleReplicaError: seance.RoutingError,
-        seance.PrimaryUnavailableError: seance.RoutingError,
-        seance.DeadlineExceededError: TimeoutError,
-        seance.LostWriteError: seance.RoutingError,
-        seance.CommitOutcomeUnknownError: seance.DatabaseError,
-        seance.LoadError: ValueError,
-        seance.DatabaseError: exc.SQLAlchemyError,
-        seance.ResolutionError: seance.DatabaseError,
+        tenure.StaleReplicaError: tenure.RoutingError,
+        tenure.PrimaryUnavailableError: tenure.RoutingError,
+        tenure.DeadlineExceededError: TimeoutError,
+        tenure.LostWriteError: tenure.RoutingError,
+        tenure.CommitOutcomeUnknownError: tenure.DatabaseError,
+        tenure.LoadError: ValueError,
+        tenure.DatabaseError: exc.SQLAlchemyError,
+        tenure.ResolutionError: tenure.DatabaseError,
     }.items():
         assert issubclass(cls, other)
-        assert issubclass(cls, SeanceError)
+        assert issubclass(cls, TenureError)
 
 
 def test_describe_key() -> None:
@@ -186,17 +186,17 @@ def test_statement_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (seance.StaleReplicaError("x"), True),
-        (seance.PrimaryUnavailableError("x"), True),
-        (seance.DeadlineExceededError("x"), True),
-        (seance.LostWriteError("x"), False),
-        (seance.CommitOutcomeUnknownError("x"), False),
-        (seance.SessionError("x"), False),
-        (seance.DatabaseError("x"), False),
+        (tenure.StaleReplicaError("x"), True),
+        (tenure.PrimaryUnavailableError("x"), True),
+        (tenure.DeadlineExceededError("x"), True),
+        (tenure.LostWriteError("x"), False),
+        (tenure.CommitOutcomeUnknownError("x"), False),
+        (tenure.SessionError("x"), False),
+        (tenure.DatabaseError("x"), False),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_retryable(error: SeanceError, expected: bool) -> None:
+def test_retryable(error: TenureError, expected: bool) -> None:
     """Each says whether running the same again may succeed."""
     assert expected is error.retryable
 
@@ -206,7 +206,7 @@ def test_serialization_failure(url: str) -> None:
     postgresql = make_url(url).get_backend_name() == "postgresql"
     options: Any = {"isolation_level": "SERIALIZABLE"} if postgresql else {}
     arguments: Any = {} if postgresql else {"connect_args": {"timeout": 0}}
-    with seance.Database(url, **options, **arguments) as db:
+    with tenure.Database(url, **options, **arguments) as db:
         db.create_all(Base.metadata)
         with db.session_manager(auto_commit=True) as session:
             session.add(Thing(name="a"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "seance"
+SOURCE = Path(__file__).parents[1] / "src" / "tenure"
 
 # From the bottom up; a layer may import those beneath it, and nothing beside it.
 LAYERS = [
@@ -37,12 +37,12 @@ RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # These do what any program could do, with the names any program has.
 OUTSIDERS = {"ext", "pytest_plugin", "cli"}
-PUBLIC = {"seance", "seance.testing"}
+PUBLIC = {"tenure", "tenure.testing"}
 
 # (importer, imported): the only imports inside functions.
 OPTIONAL = {
     # The async face, which needs greenlet.
-    ("database", "seance.async_sessions"),
+    ("database", "tenure.async_sessions"),
     ("database", "sqlalchemy.ext.asyncio"),
     ("entries", "sqlalchemy.ext.asyncio"),
     # An extra.
@@ -53,7 +53,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 
 def unit(path: Path) -> str:
-    """Name the module or package right under seance that a file belongs to."""
+    """Name the module or package right under tenure that a file belongs to."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
@@ -64,16 +64,16 @@ def imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str]]:
     elif isinstance(node, ast.ImportFrom):
         module = node.module or ""
         if node.level:
-            folder = ("seance", *path.relative_to(SOURCE).parent.parts)
+            folder = ("tenure", *path.relative_to(SOURCE).parent.parts)
             parents = folder[: len(folder) - node.level + 1]
             module = ".".join((*parents, *filter(None, [module])))
         yield from ((module, alias.name) for alias in node.names)
 
 
 def target(module: str, name: str) -> str | None:
-    """Name the part of seance that an import reaches; none if it is not ours."""
+    """Name the part of tenure that an import reaches; none if it is not ours."""
     head, *rest = module.split(".")
-    if head != "seance":
+    if head != "tenure":
         return None
     return rest[0] if rest else name if name in RANKS else "__init__"
 
@@ -146,7 +146,7 @@ class TestImports:
 
 def test_without_greenlet() -> None:
     """Only the async face needs greenlet, which SQLAlchemy 2.1 does not bring."""
-    code = "import sys; sys.modules['greenlet'] = None; import seance"
+    code = "import sys; sys.modules['greenlet'] = None; import tenure"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,

@@ -12,17 +12,17 @@ from sqlalchemy.ext.asyncio import async_scoped_session as plain_async_scoped_se
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import scoped_session as plain_scoped_session
 
-import seance
-from seance import Database, DatabaseManager
+import tenure
+from tenure import Database, DatabaseManager
 
 # (sync, async, what SQLAlchemy has of each)
 PAIRS = [
-    (seance.Session, seance.AsyncSession, PlainSession, PlainAsyncSession),
-    (seance.SessionBulk, seance.AsyncSessionBulk, object, object),
-    (seance.session_manager, seance.async_session_manager, object, object),
+    (tenure.Session, tenure.AsyncSession, PlainSession, PlainAsyncSession),
+    (tenure.SessionBulk, tenure.AsyncSessionBulk, object, object),
+    (tenure.session_manager, tenure.async_session_manager, object, object),
     (
-        seance.scoped_session,
-        seance.async_scoped_session,
+        tenure.scoped_session,
+        tenure.async_scoped_session,
         plain_scoped_session,
         plain_async_scoped_session,
     ),
@@ -32,20 +32,20 @@ IDS = [sync.__name__ for sync, *_ in PAIRS]
 # Only one face can have them.
 ONE_SIDED = {
     # What the sync session knows of the async one, and the other way round.
-    (seance.Session, "proxy"),
-    (seance.Session, "async_mode"),
-    (seance.scoped_session, "proxy"),
-    (seance.scoped_session, "async_mode"),
-    (seance.AsyncSession, "sync_session_class"),
+    (tenure.Session, "proxy"),
+    (tenure.Session, "async_mode"),
+    (tenure.scoped_session, "proxy"),
+    (tenure.scoped_session, "async_mode"),
+    (tenure.AsyncSession, "sync_session_class"),
     # AsyncSession asks the sync one.
-    (seance.Session, "get_bind"),
-    (seance.Session, "begin"),
-    (seance.Session, "close"),
-    (seance.Session, "connection"),
-    (seance.Session, "flush"),
+    (tenure.Session, "get_bind"),
+    (tenure.Session, "begin"),
+    (tenure.Session, "close"),
+    (tenure.Session, "connection"),
+    (tenure.Session, "flush"),
     # Of the sync ones only in SQLAlchemy 2.0, of the async ones in all.
-    (seance.Session, "close_all"),
-    (seance.scoped_session, "close_all"),
+    (tenure.Session, "close_all"),
+    (tenure.scoped_session, "close_all"),
 }
 SPELT = {"__enter__": "__aenter__", "__exit__": "__aexit__"}
 
@@ -55,7 +55,7 @@ def added(cls: type[Any], plain: type[Any]) -> set[str]:
     return {
         name
         for parent in cls.__mro__
-        if parent.__module__.startswith("seance") and parent not in plain.__mro__
+        if parent.__module__.startswith("tenure") and parent not in plain.__mro__
         for name in vars(parent)
         if (cls, name) not in ONE_SIDED
         and (name[0] != "_" or name in SPELT.values())
@@ -64,7 +64,7 @@ def added(cls: type[Any], plain: type[Any]) -> set[str]:
     } | {
         SPELT[name]
         for parent in cls.__mro__
-        if parent.__module__.startswith("seance")
+        if parent.__module__.startswith("tenure")
         for name in vars(parent)
         if name in SPELT
     }
@@ -119,7 +119,7 @@ def test_managers() -> None:
     """The two managers take the same, by keyword only."""
     sync, asynchronous = (
         parameters(manager)
-        for manager in (seance.session_manager, seance.async_session_manager)
+        for manager in (tenure.session_manager, tenure.async_session_manager)
     )
 
     assert sync == asynchronous
@@ -133,7 +133,7 @@ def test_factories() -> None:
     """The two factories take the same; the async one says what a scope is."""
     sync, asynchronous = (
         {name: default for name, _, default in parameters(factory)}
-        for factory in (seance.session_factory, seance.async_session_factory)
+        for factory in (tenure.session_factory, tenure.async_session_factory)
     )
 
     assert {"scopefunc"} == asynchronous.keys() - sync.keys()
@@ -157,4 +157,4 @@ def test_a_names(cls: type[Any]) -> None:
 
 def test_sync_session_class() -> None:
     """The async session runs on ours."""
-    assert seance.Session is seance.AsyncSession.sync_session_class
+    assert tenure.Session is tenure.AsyncSession.sync_session_class

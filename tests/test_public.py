@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-import seance
+import tenure
 
 
-@pytest.mark.parametrize("name", seance.__all__)
+@pytest.mark.parametrize("name", tenure.__all__)
 class TestNames:
     def test_exists(self, name: str) -> None:
         """What is promised is there."""
-        assert hasattr(seance, name)
+        assert hasattr(tenure, name)
 
     def test_documented(self, name: str) -> None:
         """A class or function says what it is for, in a docstring of its own."""
-        given: Any = getattr(seance, name)
+        given: Any = getattr(tenure, name)
         if not (inspect.isclass(given) or inspect.isfunction(given)):
             return
         assert given.__doc__
@@ -28,10 +28,10 @@ class TestNames:
 
 def test_sorted() -> None:
     """Each name is listed once, where one would look for it."""
-    assert sorted(set(seance.__all__)) == sorted(seance.__all__)
+    assert sorted(set(tenure.__all__)) == sorted(tenure.__all__)
 
 
 def test_unknown() -> None:
     """A name that is not there is an ordinary AttributeError."""
     with pytest.raises(AttributeError, match="'nothing'"):
-        seance.nothing  # noqa: B018  # reading it is the test
+        tenure.nothing  # noqa: B018  # reading it is the test

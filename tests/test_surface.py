@@ -16,7 +16,7 @@ from sqlalchemy import orm as sqlalchemy_orm
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 
-import seance
+import tenure
 
 # A default that is SQLAlchemy's to choose.
 ANY: Any = object()
@@ -290,7 +290,7 @@ NAMES = [
     "Ref",
     "ResolutionError",
     "RoutingError",
-    "SeanceError",
+    "TenureError",
     "SessionError",
     "SessionFactory",
     "Spec",
@@ -312,16 +312,16 @@ DERIVED = {
 ASYNC_ENGINE = sqlalchemy_asyncio.create_async_engine("sqlite+aiosqlite://")
 
 INSTANCES: dict[type[Any], Callable[[], Any]] = {
-    Session: seance.Session,
-    AsyncSession: lambda: seance.AsyncSession(ASYNC_ENGINE),
-    scoped_session: lambda: seance.session_factory(scoped=True),
-    async_scoped_session: lambda: seance.async_session_factory(
+    Session: tenure.Session,
+    AsyncSession: lambda: tenure.AsyncSession(ASYNC_ENGINE),
+    scoped_session: lambda: tenure.session_factory(scoped=True),
+    async_scoped_session: lambda: tenure.async_session_factory(
         ASYNC_ENGINE, scoped=True, scopefunc=lambda: None
     ),
-    SessionBulk: lambda: seance.SessionBulk(seance.Session()),
-    AsyncSessionBulk: lambda: seance.AsyncSessionBulk(seance.AsyncSession()),
-    DatabaseManager: lambda: seance.DatabaseManager("sqlite://"),
-    DatabaseRouter: seance.DatabaseRouter,
+    SessionBulk: lambda: tenure.SessionBulk(tenure.Session()),
+    AsyncSessionBulk: lambda: tenure.AsyncSessionBulk(tenure.AsyncSession()),
+    DatabaseManager: lambda: tenure.DatabaseManager("sqlite://"),
+    DatabaseRouter: tenure.DatabaseRouter,
 }
 
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -401,10 +401,10 @@ def methods() -> Iterator[Any]:
     for promise in INSTANCES:
         for name in promised(promise):
             where = f"{promise.__name__}.{name}"
-            ours = getattr(seance, promise.__name__)
+            ours = getattr(tenure, promise.__name__)
             yield pytest.param(promise, ours, name, id=where)
     for name in promised(Functions):
-        yield pytest.param(Functions, seance, name, id=name)
+        yield pytest.param(Functions, tenure, name, id=name)
 
 
 @pytest.mark.parametrize(("promise", "ours", "name"), list(methods()))
@@ -428,13 +428,13 @@ def test_properties(promise: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names(name: str) -> None:
     """The package has what has no signature, too."""
-    assert hasattr(seance, name)
+    assert hasattr(tenure, name)
 
 
 @pytest.mark.parametrize("name", DERIVED)
 def test_derived(name: str) -> None:
     """Our class is one of SQLAlchemy's."""
-    assert issubclass(getattr(seance, name), DERIVED[name])
+    assert issubclass(getattr(tenure, name), DERIVED[name])
 
 
 # What Python calls, and so everybody.
@@ -466,7 +466,7 @@ def has(cls: type[Any], name: str) -> bool:
 @pytest.mark.parametrize(("plain", "name"), list(sqlalchemys()))
 def test_sqlalchemys(plain: Any, name: str) -> None:
     """What SQLAlchemy's class has, ours has, and it takes the same at least."""
-    ours = getattr(seance, plain.__name__)
+    ours = getattr(tenure, plain.__name__)
 
     assert hasattr(ours, name)
     if not callable(getattr(plain, name)) or isinstance(getattr(plain, name), type):
@@ -478,6 +478,6 @@ def test_sqlalchemys(plain: Any, name: str) -> None:
 
 def test_default_scope() -> None:
     """The session of an async registry belongs to a task."""
-    given = signature(seance.async_scoped_session).parameters["scopefunc"].default
+    given = signature(tenure.async_scoped_session).parameters["scopefunc"].default
 
     assert asyncio.current_task is given

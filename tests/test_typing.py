@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import AsyncSession, Key, Ref, Session, Spec
+from tenure import AsyncSession, Key, Ref, Session, Spec
 
 
 class Base(DeclarativeBase): ...

@@ -1,7 +1,7 @@
 """
 Throw-away PostgreSQL and MariaDB servers for tests and benchmarks.
 
-Run a command with one, found in ``SEANCE_TEST_POSTGRESQL``::
+Run a command with one, found in ``TENURE_TEST_POSTGRESQL``::
 
     python tools/servers.py postgresql -- pytest --db postgresql
 """
@@ -358,7 +358,7 @@ def _which(program: str, folders: Sequence[Path], package: str) -> Path:
 
 def _directory(name: str, *, durable: bool) -> Path:
     """Make a folder the server's user can reach; in memory unless *durable*."""
-    prefix = f"seance-{name}-"
+    prefix = f"tenure-{name}-"
     parent = Path(tempfile.gettempdir()).resolve()
     # On a slow disk a CREATE DATABASE takes 200 ms, in memory 10.
     if not durable and _room(MEMORY) >= MEMORY_BYTES:
@@ -428,9 +428,9 @@ def _run_with(
     with contextlib.ExitStack() as stack:
         for kind in kinds:
             server = stack.enter_context(kind.create(durable=durable))
-            server.create_database("seance")
-            variable = f"SEANCE_TEST_{kind.name.upper()}"
-            environment[variable] = server.url(database="seance")
+            server.create_database("tenure")
+            variable = f"TENURE_TEST_{kind.name.upper()}"
+            environment[variable] = server.url(database="tenure")
         process = subprocess.Popen(command, env=environment)
         try:
             code = process.wait()

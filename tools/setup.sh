@@ -63,7 +63,7 @@ venv() {
         say "making $venv with $("$python" --version)"
         "$python" -m venv --clear "$venv"
     fi
-    say "installing seance and its tools into $venv"
+    say "installing tenure and its tools into $venv"
     quietly "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         --editable ".[all,dev]"
 }
@@ -89,7 +89,7 @@ forbid_own_servers() {
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
-    cluster=/etc/postgresql-common/createcluster.d/seance.conf
+    cluster=/etc/postgresql-common/createcluster.d/tenure.conf
     mkdir -p "${cluster%/*}"
     made="$made $cluster"
     echo "create_main_cluster = false" >"$cluster"
@@ -99,7 +99,7 @@ forbid_own_servers() {
 servers() {
     for pair in postgresql:postgresql mariadb:mariadb-server; do
         server=${pair%:*} package=${pair#*:}
-        variable=SEANCE_TEST_$(echo "$server" | tr '[:lower:]' '[:upper:]')
+        variable=TENURE_TEST_$(echo "$server" | tr '[:lower:]' '[:upper:]')
         eval "given=\${$variable:-}"
         if [ -n "$given" ] ||
             "$venv/bin/python" tools/servers.py --find "$server" >/dev/null 2>&1; then

@@ -8,7 +8,7 @@ from typing import Annotated, assert_type
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import (
+from tenure import (
     AsyncSession,
     Choice,
     Database,

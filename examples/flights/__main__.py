@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from examples.flights.data import extract
 from examples.flights.load import Reports, Shown, load_all
 from examples.flights.models import Airline, Flight, Weather
-from seance import Database, LoadReport, RoutingError, SeanceError
+from tenure import Database, LoadReport, RoutingError, TenureError
 
 MOST_KEYS = 4
 Row = Sequence[Any]
@@ -42,7 +42,7 @@ def main() -> int:
     except (FileNotFoundError, RoutingError) as error:
         print(f"flights: {error}", file=sys.stderr)
         return 2
-    except (SeanceError, SQLAlchemyError, OSError) as error:
+    except (TenureError, SQLAlchemyError, OSError) as error:
         lines = str(getattr(error, "orig", None) or error).splitlines()
         print(f"flights: {lines[0]}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from typing import Literal
 
 from examples.flights.models import Base
 from examples.flights.schemas import FILES
-from seance import Database, LoadReport
+from tenure import Database, LoadReport
 
 Reports = dict[str, LoadReport]
 OnConflict = Literal["raise", "update", "skip"]

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from examples.flights.models import Airline, Airport, Flight, Plane, Weather
-from seance import Key, Ref, Spec
+from tenure import Key, Ref, Spec
 
 
 class Row(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from seance import Database
+from tenure import Database
 from tests.fixtures.things import Base, Thing
 
 

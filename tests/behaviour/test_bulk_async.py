@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import TypeAdapter
 
-from seance import (
+from tenure import (
     AsyncSession,
     ConcurrentUseError,
     Database,

@@ -27,7 +27,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from seance import (
+from tenure import (
     Database,
     Ref,
     Resource,

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
-from seance import DatabaseError, DeadlineExceededError, Session
+from tenure import DatabaseError, DeadlineExceededError, Session
 from tests.fixtures.databases import Databases
 
 pytestmark = pytest.mark.mariadb

@@ -47,7 +47,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from seance import Database, Session
+from tenure import Database, Session
 from tests.fixtures.databases import Databases
 from tests.fixtures.running import Run, Work, runner
 

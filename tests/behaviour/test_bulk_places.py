@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.orm.exc import FlushError
 
-from seance import AsyncSession, Session, Spec
+from tenure import AsyncSession, Session, Spec
 from tests.fixtures.databases import Databases
 
 Work = Callable[[Session], Any]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import String, delete, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, Session, Spec
+from tenure import Database, Session, Spec
 from tests.fixtures.databases import Databases
 from tools.servers import PostgreSQL, ServerUnavailable
 

@@ -41,7 +41,7 @@ from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from seance import Database, Session, Spec
+from tenure import Database, Session, Spec
 from tests.fixtures.databases import Databases
 from tests.fixtures.running import Run, Work, runner
 

@@ -39,7 +39,7 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from seance import Database, ResolutionError, Session, Spec
+from tenure import Database, ResolutionError, Session, Spec
 
 
 class Base(DeclarativeBase):
@@ -493,7 +493,7 @@ def test_nulls_of_rows_that_exist(db: Database) -> None:
         with statements(session) as sent:
             status, _ = upserted(session, Priced(code="a", name="x"))
         assert "unchanged" == status
-        assert not [each for each in sent if "seance_line IN" in each]
+        assert not [each for each in sent if "tenure_line IN" in each]
 
 
 @pytest.mark.parametrize("kind", [Item, Watched])

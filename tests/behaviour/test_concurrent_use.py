@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 from sqlalchemy import event, select, text
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     AsyncSession,
     ConcurrentUseError,

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 from sqlalchemy import create_engine, event, make_url, select, text
 
-from seance import Database, Ref, ResolutionError
+from tenure import Database, Ref, ResolutionError
 from tests.fixtures.models import Author, Base, Country
 
 pytestmark = pytest.mark.every_database
@@ -22,7 +22,7 @@ READABLE = [name for name in Base.metadata.tables if name != "country"]
 @pytest.fixture
 def db(url: str) -> Iterator[Database]:
     """Give a database in which ``country`` may not be read."""
-    name = f"seance_{uuid.uuid4().hex[:12]}"
+    name = f"tenure_{uuid.uuid4().hex[:12]}"
     owner = create_engine(url)
     Base.metadata.create_all(owner)
     with owner.begin() as connection:

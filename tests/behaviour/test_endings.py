@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import delete, event, exc, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     Database,
     DatabaseError,
     RoutingError,
-    SeanceError,
     Session,
     SessionError,
+    TenureError,
     async_session_manager,
     current_session,
     session_factory,
@@ -358,7 +358,7 @@ class TestFailingSteps:
 
 def all_errors(parent: type[SQLAlchemyError] = SQLAlchemyError) -> Iterator[Any]:
     """Give SQLAlchemy's own classes, as they are derived."""
-    if issubclass(parent, SeanceError):
+    if issubclass(parent, TenureError):
         return
     if parent.__module__ in {"sqlalchemy.exc", "sqlalchemy.orm.exc"}:
         yield parent

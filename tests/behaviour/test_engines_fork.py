@@ -17,7 +17,7 @@ import asyncio, os, sys, traceback
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.ext.asyncio import create_async_engine
-from seance import Database, DatabaseManager
+from tenure import Database, DatabaseManager
 
 url = sys.argv[1]
 

@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 
-from seance import Database, DatabaseManager
+from tenure import Database, DatabaseManager
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +284,7 @@ class TestPool:
 SCRIPT = """
 import asyncio, sys
 from sqlalchemy import text
-from seance import Database
+from tenure import Database
 
 db = Database(sys.argv[1])
 

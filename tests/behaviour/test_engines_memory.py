@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool, StaticPool
 
-from seance import Database, DatabaseManager
+from tenure import Database, DatabaseManager
 
 URLS = [
     "sqlite://",
@@ -234,7 +234,7 @@ def test_collected() -> None:
 SCRIPT = """
 import gc
 from sqlalchemy import text
-from seance import DatabaseManager
+from tenure import DatabaseManager
 
 manager = DatabaseManager("sqlite://")
 with manager.engines["default"].connect() as connection:

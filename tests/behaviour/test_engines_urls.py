@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from seance import DatabaseManager, RoutingError
+from tenure import DatabaseManager, RoutingError
 from tests.fixtures.databases import Databases
 
 PASSWORD = "a://b@c%d:e/f?g&h #i"

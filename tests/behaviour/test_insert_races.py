@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import String, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, Spec
+from tenure import Database, Spec
 
 ROWS = 50_000
 

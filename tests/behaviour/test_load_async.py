@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select
 
-from seance import AsyncSession, Database, LoadError, LoadReport, Spec
+from tenure import AsyncSession, Database, LoadError, LoadReport, Spec
 from tests.fixtures.trees import Base, Owner
 
 pytestmark = pytest.mark.anyio
@@ -230,7 +230,7 @@ def test_sync_refuses(tmp_path: Any) -> None:
 
     async def progress(report: LoadReport) -> None: ...
 
-    with Database(f"sqlite:///{tmp_path / 'seance.db'}") as db:
+    with Database(f"sqlite:///{tmp_path / 'tenure.db'}") as db:
         db.create_all(Base.metadata)
         with db.session() as session, session.bulk() as bulk:
             with pytest.raises(LoadError, match="an async source"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session as PlainSession
 
-from seance import Database, LoadReport, Ref, RejectedRowsError, Spec
+from tenure import Database, LoadReport, Ref, RejectedRowsError, Spec
 from tests.fixtures.models import Author, Base, Book
 
 pytestmark = pytest.mark.every_database

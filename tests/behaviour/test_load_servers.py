@@ -12,7 +12,7 @@ from sqlalchemy import ForeignKey, String, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from seance import Database, LoadReport, Ref, Session, Spec
+from tenure import Database, LoadReport, Ref, Session, Spec
 from tests.fixtures.trees import Base, Owner, Part, PartIn
 
 

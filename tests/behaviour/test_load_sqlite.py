@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, LoadError, LoadReport, Session, Spec
+from tenure import Database, LoadError, LoadReport, Session, Spec
 
 pytestmark = pytest.mark.sqlite
 
@@ -47,7 +47,7 @@ class CopiedIn(Spec[Copied]):
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    with Database(f"sqlite:///{tmp_path / 'seance.db'}") as db:
+    with Database(f"sqlite:///{tmp_path / 'tenure.db'}") as db:
         db.create_all(Base.metadata)
         with db.session() as session:
             yield session
@@ -96,7 +96,7 @@ def test_triggers_that_insert(session: Session) -> None:
 def test_rejects_are_not_the_database(session: Session, tmp_path: Path) -> None:
     """A rejects file that is the database itself is refused, and nothing is lost."""
     load(session, CountedIn, {"a": 1})
-    rejects = tmp_path / "." / "seance.db"
+    rejects = tmp_path / "." / "tenure.db"
     with session.bulk() as bulk, pytest.raises(LoadError, match="the database"):
         bulk.load([{"name": "b", "size": "x"}], CountedIn, rejects=rejects)
 

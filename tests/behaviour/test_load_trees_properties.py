@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, event, select, update
 
-from seance import Database, LoadReport, Session
+from tenure import Database, LoadReport, Session
 from tests.fixtures.trees import Base, Owner, Part, PartIn
 
 pytestmark = pytest.mark.every_database

@@ -25,7 +25,7 @@ from sqlalchemy.orm import (
     with_loader_criteria,
 )
 
-from seance import Database, Ref
+from tenure import Database, Ref
 from tests.fixtures.counting import count_statements
 
 pytestmark = pytest.mark.every_database
@@ -111,7 +111,7 @@ def test_changed_in_the_session(db: Database, strategy: str) -> None:
 
         assert "new" == proxy.name
         assert team in session.dirty
-        assert "a" in proxy._seance_row
+        assert "a" in proxy._tenure_row
 
 
 @pytest.mark.parametrize("strategy", ["bind", "hydrate"])

@@ -25,7 +25,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import (
+from tenure import (
     ConcurrentUseError,
     Database,
     Ref,
@@ -296,7 +296,7 @@ class TestLookUps:
             )
             kinds = {row.table: row.type for row in plan}
 
-        assert {"seance_key": "ALL", "item": "eq_ref"} == kinds
+        assert {"tenure_key": "ALL", "item": "eq_ref"} == kinds
 
     def test_more_than_a_packet(self, items: Database) -> None:
         """Keys that are too long for one statement are asked for in several."""

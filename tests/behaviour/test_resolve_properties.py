@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from sqlalchemy import inspect, select, text
 from sqlalchemy.orm import Session as PlainSession
 
-from seance import Database, Key, Proxy, Ref, Session, Spec
-from seance.bulk import Resolution
-from seance.references import ReferenceValidator, is_resolved, target_of
+from tenure import Database, Key, Proxy, Ref, Session, Spec
+from tenure.bulk import Resolution
+from tenure.references import ReferenceValidator, is_resolved, target_of
 from tests.fixtures.models import Base, Country, Node, Region, Seat, Site, Tag, Vehicle
 
 pytestmark = pytest.mark.every_database

@@ -34,7 +34,7 @@ from sqlalchemy import event, insert, make_url, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     SESSION_BULK_CONTEXT,
     SESSION_CONTEXT,
@@ -42,8 +42,8 @@ from seance import (
     Database,
     DatabaseError,
     RoutingError,
-    SeanceError,
     SessionError,
+    TenureError,
     async_session_factory,
     async_session_manager,
     gather,
@@ -654,12 +654,12 @@ class Machine(RuleBasedStateMachine):
             assert result is None, repr(result)
         elif isinstance(error, SQLAlchemyError) and block.how != "nest":
             assert isinstance(result, type(error))
-            assert isinstance(result, SeanceError)
+            assert isinstance(result, TenureError)
             assert error in {result, result.__cause__}
         else:
             assert error is result
         if isinstance(result, SQLAlchemyError) and block.how != "nest":
-            assert isinstance(result, SeanceError)
+            assert isinstance(result, TenureError)
         work.blocks.remove(block)
         return result
 
@@ -697,7 +697,7 @@ class Machine(RuleBasedStateMachine):
         if error is None and block.auto_commit:
             try:
                 return self.called(self.kept(work))
-            except (SQLAlchemyError, SeanceError) as failed:
+            except (SQLAlchemyError, TenureError) as failed:
                 self.called(work.end("rollback"))
                 return self.kinds(failed)
         raised = self.called(work.end("rollback"))
@@ -705,7 +705,7 @@ class Machine(RuleBasedStateMachine):
 
     def kinds(self, failed: BaseException) -> Any:
         # Which comes first of two good reasons is not promised.
-        return SeanceError if isinstance(failed, SeanceError) else type(failed)
+        return TenureError if isinstance(failed, TenureError) else type(failed)
 
     # What blocks do
 
@@ -842,7 +842,7 @@ class Machine(RuleBasedStateMachine):
             error = self.attempt(self.session.commit)
             try:
                 expected = self.called(self.kept(self.work))
-            except (SQLAlchemyError, SeanceError) as failed:
+            except (SQLAlchemyError, TenureError) as failed:
                 expected = self.kinds(failed)
             if expected is None:
                 assert error is None, repr(error)
@@ -1065,7 +1065,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Callbacks fail on purpose, and each time it is logged."""
-    caplog.set_level(logging.CRITICAL, "seance")
+    caplog.set_level(logging.CRITICAL, "tenure")
 
 
 def check(make: Callable[[], Sync | Async], eye: Eye, pools: Pools) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import event, func, insert, select
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.util import await_only
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     AsyncSession,
     Database,
@@ -540,7 +540,7 @@ class TestKinds:
         with pytest.raises(SessionError, match="routing needs a sync session"):
             AsyncSession(routing=db.manager, sync_session_class=PlainSession)
         async with AsyncSession(sync_session_class=PlainSession) as session:
-            with pytest.raises(SessionError, match="needs a sync session of seance"):
+            with pytest.raises(SessionError, match="needs a sync session of tenure"):
                 await session.commit(expire=True)
 
     async def test_shared_memory(self) -> None:

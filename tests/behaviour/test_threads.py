@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import sessionmaker
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     SESSION_CONTEXT,
     Database,
@@ -182,7 +182,7 @@ class TestPlainSessions:
 FORK = """
 import os, sys
 from sqlalchemy import text
-from seance import Database
+from tenure import Database
 
 db = Database(sys.argv[1])
 with db.session() as session:

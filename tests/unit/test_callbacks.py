@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seance import Session, SessionError
+from tenure import Session, SessionError
 
 
 async def notify() -> None:

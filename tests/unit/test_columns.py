@@ -25,13 +25,13 @@ from pydantic import (
 from sqlalchemy import JSON, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import LoadReport, Spec
-from seance.bulk._checking import Checker
-from seance.bulk._columns import Columns
-from seance.bulk._layout import Layouts
-from seance.bulk._rejects import Rejects, RejectsFile
-from seance.bulk._sources import Records
-from seance.bulk._validate import RowValidator
+from tenure import LoadReport, Spec
+from tenure.bulk._checking import Checker
+from tenure.bulk._columns import Columns
+from tenure.bulk._layout import Layouts
+from tenure.bulk._rejects import Rejects, RejectsFile
+from tenure.bulk._sources import Records
+from tenure.bulk._validate import RowValidator
 
 
 class Base(DeclarativeBase):

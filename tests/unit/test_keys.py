@@ -18,8 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from seance import LoadError
-from seance.keys import (
+from tenure import LoadError
+from tenure.keys import (
     column_adapter,
     columns_of,
     identifiers,

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import JSON, String, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Ref, ResolutionError, Session, SessionBulk
-from seance.references import token_of
+from tenure import Ref, ResolutionError, Session, SessionBulk
+from tenure.references import token_of
 from tests.fixtures.models import Sample
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seance.bulk._plan import batches, by_shape
-from seance.keys import Shape, identifiers
-from seance.references import Proxy, shape_of
+from tenure.bulk._plan import batches, by_shape
+from tenure.keys import Shape, identifiers
+from tenure.references import Proxy, shape_of
 from tests.fixtures.models import Country, Region, Seat
 
 SHAPES = {
@@ -42,7 +42,7 @@ class TestBatches:
         assert dict.fromkeys(map(id, proxies), 1) == places
         for batch in found:
             for proxy, key in zip(batch.proxies, batch.values, strict=True):
-                assert key == tuple(v for v in proxy._seance_values if v is not None)
+                assert key == tuple(v for v in proxy._tenure_values if v is not None)
 
     @given(keys, sizes)
     def test_size(self, values: list[tuple[Any, ...]], size: int) -> None:
@@ -65,7 +65,7 @@ class TestBatches:
         _, found = planned(SHAPES["seat"], values, size)
         for batch in found:
             for proxy, key in zip(batch.proxies, batch.values, strict=True):
-                assert batch.nulls == tuple(v is None for v in proxy._seance_values)
+                assert batch.nulls == tuple(v is None for v in proxy._tenure_values)
                 assert None not in key
 
     @given(keys, sizes)
@@ -92,6 +92,6 @@ class TestByShape:
             id(proxy) for group in groups.values() for proxy in group
         )
         for shape, group in groups.items():
-            numbers = [proxy._seance_values[0] for proxy in group]
+            numbers = [proxy._tenure_values[0] for proxy in group]
             assert {shape} == {shape_of(proxy) for proxy in group}
             assert sorted(numbers) == numbers

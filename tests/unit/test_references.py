@@ -15,9 +15,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 from sqlalchemy import JSON, ForeignKey, UniqueConstraint, inspect, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from seance import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
-from seance.keys import identifiers
-from seance.references import key_of, settle_instance
+from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
+from tenure.keys import identifiers
+from tenure.references import key_of, settle_instance
 from tests.fixtures.models import (
     Author,
     Book,

@@ -48,8 +48,8 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from seance import Key, LoadError, Proxy, Resource, Spec
-from seance.schemas import MOST_LEVELS
+from tenure import Key, LoadError, Proxy, Resource, Spec
+from tenure.schemas import MOST_LEVELS
 from tests.fixtures.flights import (
     Airline,
     Airport,

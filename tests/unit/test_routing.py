@@ -23,8 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateTable
 
-from seance import DatabaseRouter, RoutingError
-from seance.routing import DEFAULT, choose, may_migrate, writes
+from tenure import DatabaseRouter, RoutingError
+from tenure.routing import DEFAULT, choose, may_migrate, writes
 from tests.fixtures.things import Thing
 
 THING = table("thing", column("id"), column("name"))

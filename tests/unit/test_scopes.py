@@ -9,15 +9,15 @@ import pytest
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
-from seance import (
+from tenure import (
     SessionError,
     async_session_factory,
     async_session_manager,
     session_factory,
     session_manager,
 )
-from seance.endings import ending
-from seance.scopes import decide
+from tenure.endings import ending
+from tenure.scopes import decide
 
 BOTH = (False, True)
 

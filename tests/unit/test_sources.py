@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seance import LoadError
-from seance.bulk._sources import Records, plain
+from tenure import LoadError
+from tenure.bulk._sources import Records, plain
 
 
 def read(source: Any, **options: Any) -> list[tuple[int, Any]]:

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from seance import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
-from seance.bulk._validate import RowValidator
-from seance.references import Registry
+from tenure import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
+from tenure.bulk._validate import RowValidator
+from tenure.references import Registry
 from tests.fixtures.models import Country, Region, Seat
 
 

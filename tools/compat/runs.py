@@ -132,8 +132,8 @@ def _surroundings(report: Path, path: str, *, swap: bool) -> dict[str, str]:
         "PYTHONNOUSERSITE": "1",
         # Their conftest sets it as well; ours imports SQLAlchemy before.
         "SQLALCHEMY_WARN_20": "true",
-        "SEANCE_COMPAT_REPORT": str(report),
-        "SEANCE_COMPAT_SWAP": "yes" if swap else "no",
+        "TENURE_COMPAT_REPORT": str(report),
+        "TENURE_COMPAT_SWAP": "yes" if swap else "no",
     }
 
 

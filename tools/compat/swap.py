@@ -2,8 +2,8 @@
 A pytest plugin for SQLAlchemy's test suite: our classes in the place of its own.
 
 Loaded with ``-p``, before SQLAlchemy's conftest and tests take the names. Writes a
-line of JSON for each test to the file named by ``SEANCE_COMPAT_REPORT``; swaps when
-``SEANCE_COMPAT_SWAP`` is "yes".
+line of JSON for each test to the file named by ``TENURE_COMPAT_REPORT``; swaps when
+``TENURE_COMPAT_SWAP`` is "yes".
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import pytest
 from sqlalchemy import orm as sqlalchemy_orm
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 
-import seance
+import tenure
 
-REPORT = Path(os.environ["SEANCE_COMPAT_REPORT"])
-SWAP = os.environ["SEANCE_COMPAT_SWAP"] == "yes"
+REPORT = Path(os.environ["TENURE_COMPAT_REPORT"])
+SWAP = os.environ["TENURE_COMPAT_SWAP"] == "yes"
 
 PLAIN_SESSION = sqlalchemy_orm.Session
 
 # SQLAlchemy's class: ours.
 CLASSES: dict[type[Any], type[Any]] = {
-    PLAIN_SESSION: seance.Session,
-    sqlalchemy_orm.scoped_session: seance.scoped_session,
-    sqlalchemy_asyncio.AsyncSession: seance.AsyncSession,
-    sqlalchemy_asyncio.async_scoped_session: seance.async_scoped_session,
+    PLAIN_SESSION: tenure.Session,
+    sqlalchemy_orm.scoped_session: tenure.scoped_session,
+    sqlalchemy_asyncio.AsyncSession: tenure.AsyncSession,
+    sqlalchemy_asyncio.async_scoped_session: tenure.async_scoped_session,
 }
 
 # What the tests have made since we last asked: by name, "plain " before SQLAlchemy's.

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from seance import AsyncSession, Database
+from tenure import AsyncSession, Database
 from tests.fixtures.models import Base
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import (
+from tenure import (
     SESSION_BULK_CONTEXT,
     AsyncSession,
     Database,

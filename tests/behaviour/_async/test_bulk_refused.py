@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from seance import AsyncSession, Database, ResolutionError, Spec
+from tenure import AsyncSession, Database, ResolutionError, Spec
 from tests.fixtures.models import Base, Country, Region
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_database]

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import ArgumentError, IntegrityError
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     AsyncSession,
     Database,
@@ -249,7 +249,7 @@ class TestErrors:
 
             return failing
 
-        with caplog.at_level(logging.ERROR, "seance"):
+        with caplog.at_level(logging.ERROR, "tenure"):
             with pytest.raises(LookupError, match="first"):
                 async with async_session_manager(auto_commit=True) as session:
                     session.add(Thing(name="a"))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     Database,
     RoutingError,

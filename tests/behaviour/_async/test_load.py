@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from seance import (
+from tenure import (
     AsyncSession,
     Database,
     Key,

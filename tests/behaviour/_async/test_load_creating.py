@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, text
 
-from seance import AsyncSession, LoadReport, Ref, RejectedRowsError, Spec
+from tenure import AsyncSession, LoadReport, Ref, RejectedRowsError, Spec
 from tests.fixtures.models import (
     Author,
     Base,

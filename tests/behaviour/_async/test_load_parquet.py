@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import func, select
 
-from seance import AsyncSession, LoadError, LoadReport, Spec
+from tenure import AsyncSession, LoadError, LoadReport, Spec
 from tests.fixtures.models import Author, Sample
 
 pa = pytest.importorskip("pyarrow")
@@ -150,5 +150,5 @@ async def test_not_installed(
     """Without pyarrow the error names the extra."""
     path = written(tmp_path, {"code": ["a"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(LoadError, match=r"install seance\[parquet\]"):
+    with pytest.raises(LoadError, match=r"install tenure\[parquet\]"):
         await load(session, path)

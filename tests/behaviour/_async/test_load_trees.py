@@ -10,7 +10,7 @@ import pytest
 from pydantic import field_validator
 from sqlalchemy import select, text
 
-from seance import AsyncSession, Database, LoadReport, Ref, Spec
+from tenure import AsyncSession, Database, LoadReport, Ref, Spec
 from tests.fixtures.counting import count_statements
 from tests.fixtures.trees import (
     Alias,

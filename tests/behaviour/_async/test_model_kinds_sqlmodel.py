@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy import inspect, text
 
-from seance import AsyncSession, Database, Ref, Spec
+from tenure import AsyncSession, Database, Ref, Spec
 
 pytest.importorskip("sqlmodel")
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.mysql import VARCHAR
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import AsyncSession, Database, Ref, ResolutionError
+from tenure import AsyncSession, Database, Ref, ResolutionError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 

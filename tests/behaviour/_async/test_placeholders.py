@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import inspect, text
 
-from seance import AsyncSession, Key, Proxy, Ref, Spec, UnresolvedReferenceError
+from tenure import AsyncSession, Key, Proxy, Ref, Spec, UnresolvedReferenceError
 from tests.fixtures.models import (
     Author,
     Book,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from seance import Database, SessionError, async_session_manager
-from seance.reports import LeakWatch
+from tenure import Database, SessionError, async_session_manager
+from tenure.reports import LeakWatch
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
 
@@ -126,7 +126,7 @@ class TestLeaks:
         """A session that is open for too long is logged, once."""
         watch = LeakWatch(db.manager, 3600)
         async with async_session_manager() as session:
-            with caplog.at_level(logging.WARNING, "seance"):
+            with caplog.at_level(logging.WARNING, "tenure"):
                 watch.look()
                 assert [] == caplog.records
                 watch = LeakWatch(db.manager, 0)
@@ -140,7 +140,7 @@ class TestLeaks:
     ) -> None:
         """A database with a threshold looks by itself."""
         has_logged = Event()
-        log = logging.getLogger("seance")
+        log = logging.getLogger("tenure")
         monkeypatch.setattr(log, "warning", lambda *args: has_logged.set())
         async with Database(async_url, leak_threshold=0.001) as db:
             async with db.async_session_manager():

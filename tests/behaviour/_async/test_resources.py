@@ -17,7 +17,7 @@ from pydantic import (
 )
 from sqlalchemy import func, select, text
 
-from seance import (
+from tenure import (
     AsyncSession,
     Database,
     Key,

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import delete, func, insert, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from seance import (
+from tenure import (
     Database,
     RoutingError,
     SessionError,

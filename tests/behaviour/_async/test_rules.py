@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, insert, literal, select, text
 
-from seance import (
+from tenure import (
     AsyncSession,
     Database,
     RoutingError,
@@ -16,7 +16,7 @@ from seance import (
     async_session_manager,
     using,
 )
-from seance.errors import UnknownAliasError
+from tenure.errors import UnknownAliasError
 from tests.fixtures.things import Base, Part, Thing
 
 pytestmark = pytest.mark.anyio

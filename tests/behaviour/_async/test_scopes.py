@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     SESSION_CONTEXT,
     AsyncSession,

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session as SyncSession
 from sqlalchemy.sql.expression import union_all
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     AsyncSession,
     Database,
@@ -478,7 +478,7 @@ def plain_session(engine: Any) -> Any:
 async def test_options_of_ours(db: Database, options: Any) -> None:
     """What only our sessions know is refused for others, when the block is entered."""
     factory = partial(plain_session, db.manager.async_engines["default"])
-    with pytest.raises(SessionError, match="needs a session of seance, not"):
+    with pytest.raises(SessionError, match="needs a session of tenure, not"):
         async with async_session_manager(using=factory, **options):
             pass
 

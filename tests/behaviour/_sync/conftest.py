@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from seance import Database, Session
+from tenure import Database, Session
 from tests.fixtures.models import Base
 
 

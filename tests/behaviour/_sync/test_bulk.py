@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import (
+from tenure import (
     SESSION_BULK_CONTEXT,
     Database,
     Key,

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from seance import Database, ResolutionError, Session, Spec
+from tenure import Database, ResolutionError, Session, Spec
 from tests.fixtures.models import Base, Country, Region
 
 pytestmark = [pytest.mark.every_database]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import ArgumentError, IntegrityError
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     Database,
     Session,
@@ -248,7 +248,7 @@ class TestErrors:
 
             return failing
 
-        with caplog.at_level(logging.ERROR, "seance"):
+        with caplog.at_level(logging.ERROR, "tenure"):
             with pytest.raises(LookupError, match="first"):
                 with session_manager(auto_commit=True) as session:
                     session.add(Thing(name="a"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, select, text
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     Database,
     RoutingError,

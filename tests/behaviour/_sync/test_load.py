@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pytest
 from sqlalchemy import create_engine, event, func, select, text
 
-from seance import (
+from tenure import (
     Database,
     Key,
     LoadError,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, text
 
-from seance import LoadReport, Ref, RejectedRowsError, Session, Spec
+from tenure import LoadReport, Ref, RejectedRowsError, Session, Spec
 from tests.fixtures.models import (
     Author,
     Base,

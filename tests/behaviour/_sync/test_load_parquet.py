@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import func, select
 
-from seance import LoadError, LoadReport, Session, Spec
+from tenure import LoadError, LoadReport, Session, Spec
 from tests.fixtures.models import Author, Sample
 
 pa = pytest.importorskip("pyarrow")
@@ -149,5 +149,5 @@ def test_not_installed(
     """Without pyarrow the error names the extra."""
     path = written(tmp_path, {"code": ["a"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(LoadError, match=r"install seance\[parquet\]"):
+    with pytest.raises(LoadError, match=r"install tenure\[parquet\]"):
         load(session, path)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import field_validator
 from sqlalchemy import select, text
 
-from seance import Database, LoadReport, Ref, Session, Spec
+from tenure import Database, LoadReport, Ref, Session, Spec
 from tests.fixtures.counting import count_statements
 from tests.fixtures.trees import (
     Alias,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import inspect, text
 from sqlalchemy.schema import CreateTable
 
-from seance import (
+from tenure import (
     Database,
     Key,
     LoadError,

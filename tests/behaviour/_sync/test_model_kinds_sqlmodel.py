@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy import inspect, text
 
-from seance import Database, Ref, Session, Spec
+from tenure import Database, Ref, Session, Spec
 
 pytest.importorskip("sqlmodel")
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.mysql import VARCHAR
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from seance import Database, Ref, ResolutionError, Session
+from tenure import Database, Ref, ResolutionError, Session
 
 pytestmark = [pytest.mark.every_database]
 

@@ -16,7 +16,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import selectinload
 
-from seance import (
+from tenure import (
     SESSION_BULK_CONTEXT,
     Database,
     Key,

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import inspect, text
 
-from seance import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
+from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
 from tests.fixtures.models import (
     Author,
     Book,

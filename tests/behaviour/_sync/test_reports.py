@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from seance import Database, SessionError, session_manager
-from seance.reports import LeakWatch
+from tenure import Database, SessionError, session_manager
+from tenure.reports import LeakWatch
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
 
@@ -123,7 +123,7 @@ class TestLeaks:
         """A session that is open for too long is logged, once."""
         watch = LeakWatch(db.manager, 3600)
         with session_manager() as session:
-            with caplog.at_level(logging.WARNING, "seance"):
+            with caplog.at_level(logging.WARNING, "tenure"):
                 watch.look()
                 assert [] == caplog.records
                 watch = LeakWatch(db.manager, 0)
@@ -135,7 +135,7 @@ class TestLeaks:
     def test_thread(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A database with a threshold looks by itself."""
         has_logged = Event()
-        log = logging.getLogger("seance")
+        log = logging.getLogger("tenure")
         monkeypatch.setattr(log, "warning", lambda *args: has_logged.set())
         with Database(url, leak_threshold=0.001) as db:
             with db.session_manager():

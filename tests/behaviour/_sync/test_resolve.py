@@ -15,7 +15,7 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import selectinload
 
-from seance import (
+from tenure import (
     Database,
     Key,
     Proxy,
@@ -98,7 +98,7 @@ class TestStatements:
         assert 3 == statements.count
         assert 25_000 == resolution.resolved
         assert 1 == len(set(statements.texts))
-        assert list(many) == [region._seance_values[1] for region in found]
+        assert list(many) == [region._tenure_values[1] for region in found]
         assert 25_000 == len({region.id for region in found})
 
     def test_one_per_entity_and_shape(self, db: Database, session: Session) -> None:
@@ -210,7 +210,7 @@ class TestMatching:
 
         # SQLite keeps the time without its zone, so there they are two.
         assert sum(by_hand) == len(resolved)
-        assert utc == found[0]._seance_values[0]
+        assert utc == found[0]._tenure_values[0]
 
     def test_repeated_hour(self, session: Session) -> None:
         """The two hours of one name, when clocks go back, are two keys."""
@@ -271,7 +271,7 @@ class TestMatching:
 
         assert upper is not lower
         assert upper == lower
-        assert upper._seance_target is lower._seance_target
+        assert upper._tenure_target is lower._tenure_target
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from sqlalchemy import func, select, text
 
-from seance import (
+from tenure import (
     Database,
     Key,
     Proxy,

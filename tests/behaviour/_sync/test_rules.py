@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, insert, literal, select, text
 
-from seance import (
+from tenure import (
     Database,
     RoutingError,
     Session,
@@ -17,7 +17,7 @@ from seance import (
     session_manager,
     using,
 )
-from seance.errors import UnknownAliasError
+from tenure.errors import UnknownAliasError
 from tests.fixtures.things import Base, Part, Thing
 
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from seance import (
+from tenure import (
     APP_CONTEXT,
     SESSION_CONTEXT,
     Database,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session as SyncSession
 from sqlalchemy.sql.expression import union_all
 
-from seance import (
+from tenure import (
     SESSION_CONTEXT,
     Database,
     DatabaseManager,
@@ -466,7 +466,7 @@ def plain_session(engine: Any) -> Any:
 def test_options_of_ours(db: Database, options: Any) -> None:
     """What only our sessions know is refused for others, when the block is entered."""
     factory = partial(plain_session, db.manager.engines["default"])
-    with pytest.raises(SessionError, match="needs a session of seance, not"):
+    with pytest.raises(SessionError, match="needs a session of tenure, not"):
         with session_manager(using=factory, **options):
             pass
 

@@ -1,0 +1,111 @@
+"""
+Tables as a connection has them: under which name, and what PostgreSQL does there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, text
+
+
+class Habits(NamedTuple):
+    """What else happens in a table of PostgreSQL when rows come."""
+
+    #: COPY is refused, or leaves something out that an INSERT does.
+    takes_inserts_only: bool
+    #: A trigger may change rows, or keep them out.
+    has_trigger: bool
+    #: The rows are in partitions, of which RETURNING gives no system columns.
+    is_partitioned: bool
+    #: What the column that counts up is filled from, and by nothing else.
+    sequence: str | None
+
+
+_HABITS = text(
+    # Bits of tgtype: 1 for each row, 2 before, 4 INSERT.
+    "SELECT c.relkind NOT IN ('r', 'p') OR c.relhasrules OR row_security_active(c.oid) "
+    # asyncpg sends COPY in binary, but has some types, and all of extensions, which
+    # have numbers from 16384 on, as text only.
+    # Source: asyncpg, protocol/codecs/pgproto.pyx; PostgreSQL, "OID Assignment".
+    "OR (CAST(:tenure_binary AS BOOLEAN) AND EXISTS ("
+    "WITH RECURSIVE used AS (SELECT atttypid AS kind FROM pg_attribute "
+    "WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped "
+    "UNION SELECT inner_kind FROM used JOIN pg_type t ON t.oid = used.kind, "
+    "LATERAL (VALUES (t.typbasetype), (t.typelem), "
+    "((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid))) v (inner_kind) "
+    "WHERE inner_kind <> 0) "
+    "SELECT FROM used JOIN pg_type t ON t.oid = used.kind WHERE t.typtype = 'b' "
+    "AND t.typcategory <> 'A' AND (t.oid >= 16384 OR t.typname LIKE 'reg%' "
+    "OR t.typname IN ('money', 'macaddr', 'macaddr8', 'tsvector', 'tsquery', "
+    "'refcursor', 'aclitem', 'txid_snapshot', 'pg_snapshot')))), "
+    "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
+    "c.relkind = 'p', "
+    "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
+    "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
+    # Fails on views.
+    "LATERAL (SELECT CASE WHEN c.relkind IN ('r', 'p') "
+    "THEN pg_get_serial_sequence(:tenure_table, :tenure_column) END AS name) s "
+    "WHERE a.attrelid = c.oid AND a.attname = :tenure_column AND (a.attidentity <> '' "
+    "OR pg_get_expr(d.adbin, d.adrelid) = "
+    "format('nextval(%L::regclass)', s.name::regclass::text))) "
+    "FROM pg_class c WHERE c.oid = to_regclass(:tenure_table)"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a table are, on one connection."""
+
+    connection: Connection
+    table: Table
+
+    @property
+    def schema(self) -> str | None:
+        """The schema, after the connection's ``schema_translate_map``."""
+        schemas = self.connection.get_execution_options().get("schema_translate_map")
+        schema: str | None = self.table.schema
+        return (schemas or {}).get(schema, schema)
+
+    @property
+    def name(self) -> str:
+        """The table's name with its schema, quoted for a statement."""
+        prepare = self.connection.dialect.identifier_preparer
+        name: str = prepare.quote(self.table.name)
+        if self.schema is None:
+            return name
+        return f"{prepare.quote_schema(self.schema)}.{name}"
+
+    @property
+    def text(self) -> str:
+        """The same for what is no statement with parameters."""
+        return unescaped(self.connection, self.name)
+
+    @property
+    def has_sql_around_values(self) -> bool:
+        """Whether a type has a ``bind_expression``, which only statements render."""
+        types = [of.type.dialect_impl(self.connection.dialect) for of in self.table.c]
+        return any(kind._has_bind_expression for kind in types)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What PostgreSQL has been told to do there; asks it."""
+        if self.has_sql_around_values:
+            return Habits(True, False, False, None)
+        counter: Any = self.table.autoincrement_column
+        names = {
+            "tenure_table": self.text,
+            "tenure_column": None if counter is None else counter.name,
+            "tenure_binary": self.connection.dialect.driver == "asyncpg",
+        }
+        found = self.connection.execute(_HABITS, names).first()
+        # Who writes into what is not there gets the error of an INSERT.
+        return Habits(True, False, False, None) if found is None else Habits(*found)
+
+
+def unescaped(connection: Connection, sql: str) -> str:
+    """Undo what some drivers need, that percent signs are doubled."""
+    prepare: Any = connection.dialect.identifier_preparer
+    return sql.replace("%%", "%") if prepare._double_percents else sql

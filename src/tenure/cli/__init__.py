@@ -1,0 +1,41 @@
+"""
+The command line: ``tenure load``.
+
+Needs the extra ``cli``; without it there is only the advice to install it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+_run: Callable[[Sequence[str] | None], int] | None
+try:
+    from ._app import run as _run
+except ModuleNotFoundError as error:
+    if error.name not in {"typer", "rich"}:
+        raise
+    _run = None
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line and give its exit code.
+
+    0: done; 1: rows were rejected, or the database failed midway; 2: it could not
+    begin; 130: it was interrupted.
+
+    Args:
+        arguments: What follows the name of the program; ``None``: what this
+            process was given.
+    """
+    if _run is None:
+        print(
+            "tenure: the command line needs typer and rich; "
+            "install them with: pip install 'tenure[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    return _run(arguments)

@@ -1,0 +1,150 @@
+"""Doing what ``tenure load`` was asked for, in sync or async code as the URL asks."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event, inspect, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from tenure import Database, LoadReport, RoutingError, Session, SessionBulk
+
+from ._mistake import Mistake, one_line
+from ._model import tables_of
+from ._signals import Interrupts, Pipe
+
+
+@dataclass(slots=True)
+class Job:
+    """
+    One load: what was asked for.
+
+    Attributes:
+        source: A path, or ``-`` for standard input.
+        options: What goes to ``bulk.load()`` as it is.
+    """
+
+    source: str
+    into: type[Any]
+    url: str
+    create_tables: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, interrupts: Interrupts) -> LoadReport:
+        """
+        Load, in one scope of one database.
+
+        Raises:
+            Mistake: It could not begin.
+            LoadError: The source cannot be used, or has too many bad rows.
+            sqlalchemy.exc.SQLAlchemyError: The database failed midway.
+        """
+        with self._opened(interrupts) as source:
+            return self._run(source, interrupts)
+
+    @contextmanager
+    def _opened(self, interrupts: Interrupts) -> Iterator[Any]:
+        """Give what ``bulk.load()`` takes: the path, or a pipe if it is no plain file."""
+        path = Path(self.source)
+        if self.source == "-" and sys.stdin is None:
+            raise Mistake("standard input is closed")
+        if self.source == "-":
+            # Its own descriptor: closing that leaves standard input alone.
+            descriptor = os.dup(sys.stdin.fileno())
+        elif path.is_file() or path.is_dir():
+            yield path
+            return
+        elif not path.exists():
+            raise Mistake(f"there is no file {self.source!r}")
+        else:
+            descriptor = os.open(path, os.O_RDONLY)
+        with (
+            io.FileIO(descriptor) as file,
+            io.BufferedReader(Pipe(file, self.source, interrupts)) as pipe,
+        ):
+            yield pipe
+
+    def _run(self, source: Any, interrupts: Interrupts) -> LoadReport:
+        try:
+            db = Database(self.url)
+            is_async = db.is_async
+        except RoutingError as error:
+            raise Mistake(f"--url: {error}") from error
+        if is_async:
+            return interrupts.run(self._run_async(db, source, interrupts))
+        with db:
+            try:
+                with db.session_manager() as session:
+                    return self._load(session, source, interrupts)
+            finally:
+                interrupts.over()
+
+    async def _run_async(
+        self, db: Database, source: Any, interrupts: Interrupts
+    ) -> LoadReport:
+        async with db:
+            try:
+                async with db.async_session_manager() as session:
+                    return await session.run_sync(self._load, source, interrupts)
+            finally:
+                interrupts.over()
+
+    def _load(self, session: Any, source: Any, interrupts: Interrupts) -> LoadReport:
+        self._check_tables(session)
+        bulk: SessionBulk = session.bulk()
+        event.listen(session, "before_commit", interrupts.hold)
+        shown = self.options.get("progress")
+
+        def progress(report: LoadReport) -> None:
+            if shown is not None:
+                shown(report)
+            interrupts.release()
+
+        options = {**self.options, "progress": progress}
+        return bulk.load(source, self.into, **options)
+
+    def _check_tables(self, session: Session) -> None:
+        """Connect; create what is missing, in the transaction of the load, or say so."""
+        try:
+            connection = session.connection()
+        except Exception as error:  # Each driver has its own ways to fail here.
+            raise Mistake(f"--url: {_unreachable(self.url, error)}") from error
+        tables = tables_of(self.into)
+        if self.create_tables:
+            try:
+                tables[0].metadata.create_all(connection)
+            except SQLAlchemyError as error:
+                raise Mistake(
+                    f"the tables could not be created: {one_line(error)}"
+                ) from error
+            return
+        there = inspect(connection)
+        missing = [
+            table.fullname
+            for table in tables
+            if not there.has_table(table.name, schema=table.schema)
+        ]
+        if missing:
+            raise Mistake(
+                f"{described(self.url)} has no table {', '.join(sorted(missing))}; "
+                f"create what is missing with --create-tables"
+            )
+        session.rollback()
+
+
+def described(url: str) -> str:
+    """Name a database without password, and without options: one may be in them."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    if isinstance(error, RoutingError):
+        return str(error)
+    return f"cannot open {described(url)}: {one_line(error)}"

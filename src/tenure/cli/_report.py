@@ -1,0 +1,107 @@
+"""A load's report as text: lines of at most the terminal's width, where they can be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any
+
+from tenure import LoadReport
+
+#: How many missing keys of each entity are named, and how many rejected rows.
+MOST_KEYS = 3
+MOST_REJECTS = 5
+
+_COUNTS = ("created", "updated", "unchanged", "skipped", "rejected")
+
+
+def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
+    """Give the lines that say what a load did; *rejects* is where bad rows went."""
+    width = shutil.get_terminal_size().columns
+    yield from _counts(report)
+    if report.references:
+        yield ""
+        yield from _references(report, width)
+    yield ""
+    yield from _seconds(report)
+    if report.rejects:
+        yield ""
+        yield from _rejects(report, rejects)
+    if report.dry_run:
+        yield ""
+        yield "dry run: nothing was written"
+    elif report.resume is not None and report.kept:
+        yield ""
+        yield f"all before line {report.resume:,} is kept; --start goes on there"
+
+
+def _counts(report: LoadReport) -> Iterator[str]:
+    # What was created and then undone has not been created.
+    is_undone = not report.dry_run and report.kept != report.rows - report.rejected
+    names = ("kept", "rejected") if is_undone else _COUNTS
+    digits = len(f"{report.rows:,}")
+    yield report.into
+    for name in ("rows", *names):
+        label = "rows read" if name == "rows" else name
+        yield f"  {label:<9}  {getattr(report, name):>{digits},}"
+
+
+def _references(report: LoadReport, width: int) -> Iterator[str]:
+    is_made = any(count.created for count in report.references.values())
+    titles = ["references", "resolved", *["created"] * is_made, "missing", "keys"]
+    table: list[Sequence[str]] = [titles]
+    most: list[list[str]] = [[]]
+    for name, count in report.references.items():
+        distinct = f"{len(count.missing_keys):,}" if count.missing else ""
+        created = [f"{count.created:,}"] * is_made
+        numbers = [f"{count.resolved:,}", *created, f"{count.missing:,}"]
+        table.append([f"  {name}", *numbers, distinct])
+        most.append(
+            [
+                f"{_key(key)} ({rows:,})"
+                for key, rows in count.missing_keys.most_common(MOST_KEYS)
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells, keys in zip(table, most, strict=True):
+        line = cells[0].ljust(widths[0])
+        for cell, size in zip(cells[1:], widths[1:], strict=True):
+            line += f"  {cell:>{size}}"
+        yield from _wrapped(line.rstrip() if not keys else f"{line}  ", keys, width)
+
+
+def _wrapped(start: str, items: Sequence[str], width: int) -> Iterator[str]:
+    """Put *items* behind *start*, each whole, the lines aligned."""
+    line = start
+    for position, item in enumerate(items):
+        last = position == len(items) - 1
+        text = item if last else f"{item}, "
+        if len(line) > len(start) and len(line) + len(text.rstrip()) > width:
+            yield line.rstrip()
+            line = " " * len(start)
+        line += text
+    yield line
+
+
+def _key(key: tuple[Any, ...]) -> str:
+    return " ".join(map(str, key))
+
+
+def _seconds(report: LoadReport) -> Iterator[str]:
+    phases = ", ".join(f"{name} {spent:.2f}" for name, spent in report.seconds.items())
+    yield f"{report.total_seconds:.2f} seconds, {report.rows_per_second:,.0f} rows/s"
+    yield f"  {phases}"
+
+
+def _rejects(report: LoadReport, path: str | None) -> Iterator[str]:
+    yield "rejected"
+    # Of one batch those that the database refused come last.
+    first = sorted(report.rejects, key=attrgetter("line"))[:MOST_REJECTS]
+    for reject in first:
+        field = f"{reject.field}: " if reject.field else ""
+        yield f"  line {reject.line:,}  {field}{reject.message} [{reject.reason}]"
+    more = report.rejected - len(first)
+    if more:
+        yield f"  and {more:,} more"
+    yield f"  all are in {path}" if path else "  name a file for them with --rejects"

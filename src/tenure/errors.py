@@ -1,0 +1,288 @@
+"""
+Every exception tenure raises.
+
+::
+
+    TenureError
+    ├── SessionError (RuntimeError)             a scope or a session was used wrongly
+    │   └── ConcurrentUseError
+    ├── UnresolvedReferenceError (LookupError)  a reference was read before it was resolved
+    ├── RoutingError (UnboundExecutionError)    no engine could be chosen
+    │   ├── UnknownAliasError (KeyError)        a name that no database has
+    │   ├── StaleReplicaError                   no replica is as far as was asked for
+    │   ├── PrimaryUnavailableError             nobody takes writes at present
+    │   ├── DeadlineExceededError (TimeoutError)
+    │   └── LostWriteError                      a failover has lost what was committed
+    ├── LoadError (ValueError)                  a source cannot be loaded
+    │   └── RejectedRowsError                   more rows were bad than the caller allows
+    └── DatabaseError (SQLAlchemyError)         the database said no
+        ├── ResolutionError                     references that name no row, or more than one
+        └── CommitOutcomeUnknownError           a commit that got no answer
+
+A database error keeps its own class: what :func:`wrap` returns is a
+:class:`DatabaseError` *and* an instance of the class SQLAlchemy raised.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+
+if TYPE_CHECKING:
+    from .bulk._report import LoadReport
+    from .callers import Line
+
+
+class TenureError(Exception):
+    """Base of all errors raised by tenure."""
+
+    #: Whether running the same unit of work again may succeed.
+    retryable: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class: its arguments are not the message in args.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # no stub has it
+
+
+class SessionError(TenureError, RuntimeError):
+    """A scope or a session was opened, joined or ended in a way that cannot work."""
+
+
+class ConcurrentUseError(SessionError):
+    """
+    One session was used by two tasks or threads at the same time.
+
+    The second is refused before anything is sent; the first goes on.
+
+    Attributes:
+        doing: The method of the session that was refused.
+        first: Who uses the session, ``"task 'name'"`` or ``"thread 'name'"``.
+        second: Who was refused.
+        first_line: The line of code the first is at, if it could be told.
+        second_line: The line of code that was refused, if it could be told.
+    """
+
+    def __init__(
+        self,
+        doing: str,
+        *,
+        first: str,
+        second: str,
+        first_line: Line | None,
+        second_line: Line | None,
+    ) -> None:
+        self.doing = doing
+        self.first = first
+        self.second = second
+        self.first_line = first_line
+        self.second_line = second_line
+        super().__init__(
+            f"{second} called {doing}(){f' at {second_line}' if second_line else ''} on "
+            f"a session that {first} is using"
+            f"{f' at {first_line}' if first_line else ''}; give each a session of its "
+            f"own, with gather() or new=True, or make sessions with "
+            f"on_concurrent='serialize'"
+        )
+
+
+class UnresolvedReferenceError(TenureError, LookupError):
+    """
+    A reference was read, or about to be written, before it was resolved.
+
+    Or it is bound only, and what was read would have to be loaded where nothing
+    can wait for it (*is_bound*).
+    """
+
+    def __init__(
+        self,
+        entity: type[Any],
+        key: Mapping[str, Any],
+        wanted: str,
+        *,
+        is_bound: bool = False,
+    ) -> None:
+        self.entity = entity
+        self.key = dict(key)
+        self.wanted = wanted
+        self.is_bound = is_bound
+        name = f"{entity.__name__}({describe_key(self.key)})"
+        super().__init__(
+            f"{name} is bound, not loaded, so its {wanted} cannot be read without "
+            f'waiting; use bulk.resolve(strategy="hydrate")'
+            if is_bound
+            else f"{name} is not resolved, so its {wanted} cannot be read; call "
+            f"bulk.resolve() first"
+        )
+
+
+class RoutingError(TenureError, exc.UnboundExecutionError):
+    """No engine could be chosen, or a router named one that is not there."""
+
+
+class UnknownAliasError(RoutingError, KeyError):
+    """An alias names no database of the manager."""
+
+    def __init__(self, alias: object, known: Collection[str], *, by: str = "") -> None:
+        self.alias = alias
+        self.known = tuple(known)
+        names = ", ".join(map(repr, self.known)) or "none"
+        super().__init__(
+            f"no database {alias!r}{f' (named by {by})' if by else ''}; known: {names}"
+        )
+
+
+class StaleReplicaError(RoutingError):
+    """No replica has replayed what was to be read, and the primary was not allowed."""
+
+    retryable = True
+
+
+class PrimaryUnavailableError(RoutingError):
+    """No server takes writes at present: a failover is under way, or all are down."""
+
+    retryable = True
+
+
+class DeadlineExceededError(RoutingError, TimeoutError):
+    """What had to be done within a time was not; nothing was written."""
+
+    retryable = True
+
+
+class LostWriteError(RoutingError):
+    """A write that was acknowledged is in no history that can be reached any more."""
+
+
+class LoadError(TenureError, ValueError):
+    """A source, or the model it is loaded into, cannot be used at all."""
+
+
+class RejectedRowsError(LoadError):
+    """More rows were rejected than the caller allows; the transaction was undone."""
+
+    def __init__(self, report: LoadReport, max_errors: int) -> None:
+        self.report = report
+        self.max_errors = max_errors
+        first = report.rejects[0] if report.rejects else None
+        where = f"; first at line {first.line}: {first}" if first else ""
+        # With commit="batch" earlier batches are there to stay.
+        kept = f"only {report.kept:,} were" if report.kept else "nothing was"
+        super().__init__(
+            f"{report.rejected:,} of {report.rows:,} rows were rejected and "
+            f"max_errors is {max_errors}, so {kept} written{where}"
+        )
+
+
+class DatabaseError(TenureError, exc.SQLAlchemyError):
+    """
+    The database, its driver or SQLAlchemy refused.
+
+    When it stands for an error of theirs it is also an instance of that
+    error's class, with the same attributes, and has it as ``__cause__``. It is
+    *retryable* after a deadlock, a serialization failure or a lock that was busy.
+    """
+
+    #: The error this one stands for, if there is one.
+    original: exc.SQLAlchemyError | None = None
+
+
+class CommitOutcomeUnknownError(DatabaseError):
+    """
+    The connection was lost before a commit was answered: it may have happened.
+
+    Not to be run again before that is known.
+    """
+
+
+class ResolutionError(DatabaseError):
+    """
+    References that could not be resolved: all of them, not only the first.
+
+    Attributes:
+        failures: One :class:`Failure <tenure.bulk.Failure>` for each reference.
+    """
+
+    def __init__(self, failures: Sequence[Any]) -> None:
+        self.failures = tuple(failures)
+        shown = "; ".join(str(failure) for failure in self.failures[:5])
+        more = len(self.failures) - 5
+        super().__init__(
+            f"{len(self.failures)} "
+            f"{'reference' if len(self.failures) == 1 else 'references'} "
+            f"could not be resolved: {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Give the failures in the shape of ``pydantic.ValidationError.errors()``."""
+        return [
+            {
+                "type": f"reference_{failure.reason}",
+                "loc": loc,
+                "msg": str(failure),
+                "input": dict(failure.key),
+            }
+            for failure in self.failures
+            for loc in (failure.locations or ((),))
+        ]
+
+
+def describe_key(key: Mapping[str, Any]) -> str:
+    """Write a key as ``name=value`` pairs."""
+    return ", ".join(f"{name}={value!r}" for name, value in key.items())
+
+
+_combined: dict[type[exc.SQLAlchemyError], type[DatabaseError]] = {}
+
+
+def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
+    """
+    Give *error* as a :class:`DatabaseError` that is also of the class of *error*.
+
+    The caller raises it ``from`` the original.
+    """
+    if isinstance(error, DatabaseError):
+        return error
+    cls = _combined.get(type(error))
+    if cls is None:
+        cls = _combined[type(error)] = type(
+            type(error).__name__,
+            (DatabaseError, type(error)),
+            {"__module__": type(error).__module__, "__reduce__": _reduce},
+        )
+    wrapped = cls.__new__(cls, *error.args)
+    wrapped.__dict__.update(error.__dict__)
+    wrapped.args = error.args
+    wrapped.original = error
+    if _is_transient(error):
+        wrapped.retryable = True
+    return wrapped
+
+
+# serialization_failure, deadlock_detected, lock_not_available.
+# Source: PostgreSQL, "PostgreSQL Error Codes".
+_TRANSIENT_STATES = {"40001", "40P01", "55P03"}
+# ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT. Source: MariaDB, "MariaDB Error Codes".
+_TRANSIENT_NUMBERS = {1213, 1205}
+# SQLITE_BUSY, SQLITE_LOCKED. Source: SQLite, "Result and Error Codes".
+_TRANSIENT_CODES = {5, 6}
+
+
+def _is_transient(error: exc.SQLAlchemyError) -> bool:
+    """Whether *error* came of others who did something at the same time."""
+    original: Any = getattr(error, "orig", None)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None:
+        return state in _TRANSIENT_STATES
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is not None:
+        # The lower byte; the others tell it more exactly.
+        return code & 0xFF in _TRANSIENT_CODES
+    numbers: tuple[Any, ...] = getattr(original, "args", ())
+    return bool(numbers) and numbers[0] in _TRANSIENT_NUMBERS
+
+
+def _reduce(self: DatabaseError) -> tuple[Any, ...]:
+    return wrap, (self.original,)
