@@ -10,7 +10,7 @@ from functools import wraps
 from operator import attrgetter
 from os import getpid
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from weakref import ref
 
 from sqlalchemy import Connection, event, inspect
@@ -68,6 +68,7 @@ class Session(_Session):
     _is_patient = False
     _callbacks: Callbacks | None = None
     _watches: tuple[Watch, ...] = ()
+    _flush_listener: ClassVar[Callable[..., None]]
 
     # Of the outermost transaction, until its end: whether it has written; the engine
     # it uses for each mapper; its connections; when, where and in which process it
@@ -684,6 +685,10 @@ def _flushes(session: Session, context: Any, instances: Any) -> None:
     # What waited to be written before a block has joined is not its own.
     for watch in session._watches:
         watch.look()
+
+
+# What a bulk that bypasses the unit of work need not run: it asks the same itself.
+Session._flush_listener = staticmethod(_flushes)
 
 
 @event.listens_for(Session, "before_commit")

@@ -65,10 +65,11 @@ def insertion(session: Session, mapper: Mapper[Any]) -> Insertion | None:
 
 def _is_watched(session: Session, mapper: Mapper[Any]) -> bool:
     """Whether a program looks on while new objects of the class are flushed."""
+    # Sessions of ours look whether one may write at all: so does connection().
+    own = getattr(session, "_flush_listener", None)
     return (
         any(
-            # Sessions of ours look whether one may write at all: so does connection().
-            listener.__module__ != "tenure.sessions"
+            listener is not own
             for name in _SESSION_EVENTS
             for listener in getattr(session.dispatch, name)
         )
