@@ -1,4 +1,4 @@
-"""Imports go one way, and what is optional stays optional."""
+"""The rooms of the house: who may name whom, and what is optional stays optional."""
 
 from __future__ import annotations
 
@@ -12,133 +12,143 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "tenure"
 
-# From the bottom up; a layer may import those beneath it, and nothing beside it.
-LAYERS = [
-    {"errors"},
-    {"callers", "callbacks", "context", "drivers", "keys", "pools", "routing"},
-    {"columns", "current", "guard", "making", "reading", "references", "sqlite"},
-    {"entries", "turns", "watching"},
-    {"engines", "placeholders"},
-    {"graphs"},
-    {"registration"},
-    {"schemas"},
-    {"resources"},
-    {"bulk"},
-    {"endings", "sessions"},
-    {"scoping"},
-    {"async_sessions", "scopes"},
-    {"gathering", "reports"},
-    {"database"},
-    {"ext", "testing"},
-    {"pytest_plugin", "cli"},
-    {"__main__"},
+# From the bottom up: modules of the landing, and rooms. One may import those before it.
+ORDER = [
+    "_lazy",
+    "callers",
+    "errors",
+    "context",
+    "_private",
+    "statements",
+    "routing",
+    "engines",
+    "mapping",
+    "references",
+    "models",
+    "bulk",
+    "sessions",
+    "scopes",
+    "database",
+    "cli",
+    "__main__",
 ]
-RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+# The same inside of a room that has rooms.
+INSIDE = {"bulk": ["pause_gc", "report", "lookup", "write"]}
 
 # These do what any program could do, with the names any program has.
-OUTSIDERS = {"ext", "pytest_plugin", "cli"}
-PUBLIC = {"tenure", "tenure.testing"}
+OUTSIDERS = {"cli", "__main__"}
+PUBLIC = {"tenure", "tenure.cli"}
 
 # (importer, imported): the only imports inside functions.
 OPTIONAL = {
     # The async face, which needs greenlet.
-    ("database", "tenure.async_sessions"),
+    ("database", "tenure.sessions"),
     ("database", "sqlalchemy.ext.asyncio"),
-    ("entries", "sqlalchemy.ext.asyncio"),
+    ("engines.pair", "sqlalchemy.ext.asyncio"),
     # An extra.
-    ("bulk", "pyarrow"),
+    ("bulk.load.parquet", "pyarrow"),
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(
+        ".__init__"
+    ): path
+    for path in FILES
+    if path != SOURCE / "__init__.py"
+}
+ROOMS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def unit(path: Path) -> str:
-    """Name the module or package right under tenure that a file belongs to."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def room_of(module: str) -> str:
+    """Name the room that a module is in; a room is in itself."""
+    return module if module in ROOMS else module.rpartition(".")[0]
 
 
-def imported(node: ast.AST, path: Path) -> Iterator[tuple[str, str]]:
-    """Give (module, name) for each thing a statement imports; no name: the module."""
+def names(node: ast.AST, module: str) -> Iterator[str]:
+    """Give what an import statement reaches, as written from the top."""
     if isinstance(node, ast.Import):
-        yield from ((alias.name, "") for alias in node.names)
+        yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        module = node.module or ""
+        start = node.module or ""
         if node.level:
-            folder = ("tenure", *path.relative_to(SOURCE).parent.parts)
-            parents = folder[: len(folder) - node.level + 1]
-            module = ".".join((*parents, *filter(None, [module])))
-        yield from ((module, alias.name) for alias in node.names)
+            parents = ["tenure", *room_of(module).split(".")] if module else ["tenure"]
+            parents = list(filter(None, parents))[: -node.level + 1 or None]
+            start = ".".join([*parents, *filter(None, [node.module])])
+        for alias in node.names:
+            inner = f"{start}.{alias.name}"
+            yield inner if inner.removeprefix("tenure.") in MODULES else start
 
 
-def target(module: str, name: str) -> str | None:
-    """Name the part of tenure that an import reaches; none if it is not ours."""
-    head, *rest = module.split(".")
-    if head != "tenure":
-        return None
-    return rest[0] if rest else name if name in RANKS else "__init__"
+def imports(module: str) -> list[str]:
+    """Give the modules of ours that one imports, at run time or for types only."""
+    tree = ast.parse(MODULES[module].read_text())
+    found = {name for node in ast.walk(tree) for name in names(node, module)}
+    return sorted(
+        name.removeprefix("tenure.") for name in found if name.startswith("tenure.")
+    )
 
 
-def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk a tree past what only type checkers read: types may point upwards."""
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        yield from at_run_time(child)
-
-
-def imports(path: Path) -> Iterator[tuple[int, str, str]]:
-    for node in at_run_time(ast.parse(path.read_text())):
-        for module, name in imported(node, path):
-            yield getattr(node, "lineno", 0), module, name
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("module", MODULES)
 class TestImports:
-    def test_has_layer(self, path: Path) -> None:
-        """Every module stands somewhere in the picture."""
-        assert unit(path) == "__init__" or unit(path) in RANKS
-
-    def test_one_way(self, path: Path) -> None:
-        """A module imports the layers beneath its own, and its own package."""
-        here = unit(path)
-        if here == "__init__" or here in OUTSIDERS or here not in RANKS:
+    def test_through_doors(self, module: str) -> None:
+        """A module names its neighbours, the landings around it, and doors there."""
+        if module.split(".", maxsplit=1)[0] in OUTSIDERS:
             return
+        landings = [""]
+        for part in room_of(module).split("."):
+            landings.append(f"{landings[-1]}.{part}".removeprefix("."))
         wrong = [
-            f"line {line}: {here} imports {there}"
-            for line, module, name in imports(path)
-            if (there := target(module, name)) not in {None, here}
-            and RANKS.get(str(there), len(LAYERS)) >= RANKS[here]
+            there
+            for there in imports(module)
+            if there.rpartition(".")[0] not in landings
         ]
 
         assert [] == wrong
 
-    def test_public_names_only(self, path: Path) -> None:
+    def test_one_way(self, module: str) -> None:
+        """A module imports what comes before it, also for types."""
+        here = module.split(".", maxsplit=1)[0]
+        if here in OUTSIDERS:
+            return
+        assert here in ORDER, "every module stands somewhere in the picture"
+        wrong = [
+            there
+            for there in imports(module)
+            if (other := there.split(".")[0]) != here
+            and ORDER.index(other) >= ORDER.index(here)
+        ]
+
+        assert [] == wrong
+
+    def test_public_names_only(self, module: str) -> None:
         """Integrations, plugin and command line need nothing private."""
-        here = unit(path)
-        if here not in OUTSIDERS:
+        if module.split(".", maxsplit=1)[0] not in OUTSIDERS:
             return
+        tree = ast.parse(MODULES[module].read_text())
         wrong = [
-            f"line {line}: {module} {name}"
-            for line, module, name in imports(path)
-            if target(module, name) not in {None, here}
-            and (module not in PUBLIC or name.startswith("_"))
+            name
+            for node in ast.walk(tree)
+            for name in names(node, module)
+            if name.split(".")[0] == "tenure"
+            and name not in PUBLIC
+            and not name.startswith("tenure.cli.")
         ]
 
         assert [] == wrong
 
-    def test_at_the_top(self, path: Path) -> None:
+    def test_at_the_top(self, module: str) -> None:
         """No import hides in a function, unless what it imports is optional."""
         functions = [
             node
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(ast.parse(MODULES[module].read_text()))
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
         hidden = {
-            (unit(path), module)
+            (module, name)
             for function in functions
             for node in ast.walk(function)
-            for module, _ in imported(node, path)
+            for name in names(node, module)
         }
 
         assert set() == hidden - OPTIONAL

@@ -1,35 +1,14 @@
 """
-The session layer for SQLAlchemy.
+The session layer for SQLAlchemy: the public names.
 
-The public names. Those of the async face need greenlet, so they are imported
-when they are first used.
+What not every program uses is imported when it is first used: bulks, references and
+models, and the async face, which needs greenlet.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .bulk import (
-    AsyncSessionBulk,
-    Bulk,
-    BulkEntry,
-    BulkReport,
-    LoadReport,
-    Resolution,
-    SessionBulk,
-)
-from .context import (
-    APP_CONTEXT,
-    SESSION_BULK_CONTEXT,
-    SESSION_CONTEXT,
-    context_scope,
-)
-from .current import (
-    current_async_session,
-    current_session,
-    on_commit,
-    on_rollback,
-    using,
-)
+from ._lazy import lazy
+from .context import APP_CONTEXT, SESSION_BULK_CONTEXT, SESSION_CONTEXT, context_scope
 from .database import Database
 from .engines import DatabaseManager
 from .errors import (
@@ -48,17 +27,33 @@ from .errors import (
     TenureError,
     UnresolvedReferenceError,
 )
-from .gathering import gather
-from .references import Key, Proxy, Ref
-from .reports import OpenSession
-from .resources import Resource, Spec, entity_of
 from .routing import Choice, DatabaseRouter
-from .scopes import async_session_manager, session_manager
-from .scoping import SessionFactory, scoped_session, session_factory
-from .sessions import Session
+from .scopes import (
+    OpenSession,
+    async_session_manager,
+    current_async_session,
+    current_session,
+    gather,
+    on_commit,
+    on_rollback,
+    session_manager,
+    using,
+)
+from .sessions import Session, SessionFactory, scoped_session, session_factory
 
 if TYPE_CHECKING:
-    from .async_sessions import (
+    from .bulk import (
+        AsyncSessionBulk,
+        Bulk,
+        BulkEntry,
+        BulkReport,
+        LoadReport,
+        Resolution,
+        SessionBulk,
+    )
+    from .models import Resource, Spec, entity_of
+    from .references import Key, Proxy, Ref
+    from .sessions import (
         AsyncSession,
         AsyncSessionFactory,
         async_scoped_session,
@@ -66,13 +61,6 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0.dev0"
-
-_ASYNC = (
-    "AsyncSession",
-    "AsyncSessionFactory",
-    "async_scoped_session",
-    "async_session_factory",
-)
 
 __all__ = [
     "APP_CONTEXT",
@@ -129,8 +117,25 @@ __all__ = [
     "using",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ASYNC:
-        return getattr(import_module(".async_sessions", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        ".bulk": (
+            "AsyncSessionBulk",
+            "Bulk",
+            "BulkEntry",
+            "BulkReport",
+            "LoadReport",
+            "Resolution",
+            "SessionBulk",
+        ),
+        ".models": ("Resource", "Spec", "entity_of"),
+        ".references": ("Key", "Proxy", "Ref"),
+        ".sessions": (
+            "AsyncSession",
+            "AsyncSessionFactory",
+            "async_scoped_session",
+            "async_session_factory",
+        ),
+    },
+)

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-    from .bulk import AsyncSessionBulk, SessionBulk
-    from .registration import Attempt
+
+class CurrentBulk(Protocol):
+    """A bulk, sync or async, that registers what Pydantic validates."""
+
+    session: Any
+
+    def add(self, instance: Any, *, is_reference: bool = False) -> None:
+        """Take in a value or references; no I/O."""
+
+    def validate(self, type_: Any, data: Any) -> Any:
+        """Validate *data* as Pydantic would, and add what comes out; no I/O."""
 
 
 class Using(Protocol):
@@ -41,11 +50,11 @@ SESSION_CONTEXT: ContextVar[Session | AsyncSession | None] = ContextVar(
     "SESSION_CONTEXT", default=None
 )
 #: The bulk that references and values register with while Pydantic validates.
-SESSION_BULK_CONTEXT: ContextVar[SessionBulk | AsyncSessionBulk | None] = ContextVar(
+SESSION_BULK_CONTEXT: ContextVar[CurrentBulk | None] = ContextVar(
     "SESSION_BULK_CONTEXT", default=None
 )
 #: What the payload that is being validated has registered so far.
-ATTEMPT: ContextVar[Attempt | None] = ContextVar("ATTEMPT", default=None)
+ATTEMPT: ContextVar[Any] = ContextVar("ATTEMPT", default=None)
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
 #: The joined blocks with ``role="read"`` around the code that runs.

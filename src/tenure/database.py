@@ -11,28 +11,24 @@ from sqlalchemy import Engine, MetaData, text
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import sessionmaker
 
-from .context import (
-    SESSION_CONTEXT,
-    enter,
-    install,
-    leave,
-    living,
-    uninstall,
-)
-from .current import using
-from .drivers import is_async_url
-from .engines import DatabaseManager
+from .context import SESSION_CONTEXT, enter, install, leave, living, uninstall
+from .engines import DatabaseManager, is_async_url
 from .errors import SessionError
-from .guard import OnConcurrent, checked
-from .reports import LeakWatch, OpenSession, open_sessions
 from .routing import DEFAULT, Choice
-from .scopes import async_session_manager, session_manager
-from .sessions import Session
+from .scopes import (
+    LeakWatch,
+    OpenSession,
+    async_session_manager,
+    open_sessions,
+    session_manager,
+    using,
+)
+from .sessions import OnConcurrent, Session, checked
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-    from .async_sessions import AsyncSession
+    from .sessions import AsyncSession
 
 
 class Database:
@@ -96,7 +92,7 @@ class Database:
         if self._async_session is None:
             from sqlalchemy.ext.asyncio import async_sessionmaker
 
-            from .async_sessions import AsyncSession
+            from .sessions import AsyncSession
 
             self._async_session = async_sessionmaker(
                 class_=AsyncSession, expire_on_commit=False, **self._session_options

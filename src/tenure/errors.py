@@ -27,12 +27,11 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import exc
 
 if TYPE_CHECKING:
-    from .bulk._report import LoadReport
     from .callers import Line
 
 
@@ -160,10 +159,28 @@ class LoadError(TenureError, ValueError):
     """A source, or the model it is loaded into, cannot be used at all."""
 
 
+class Counts(Protocol):
+    """The counts of a load, which :class:`tenure.LoadReport` has."""
+
+    rows: int
+    created: int
+    updated: int
+    unchanged: int
+    skipped: int
+    rejected: int
+    kept: int
+    resume: int | None
+    rejects: list[Any]
+    references: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the counts as plain values, for JSON."""
+
+
 class RejectedRowsError(LoadError):
     """More rows were rejected than the caller allows; the transaction was undone."""
 
-    def __init__(self, report: LoadReport, max_errors: int) -> None:
+    def __init__(self, report: Counts, max_errors: int) -> None:
         self.report = report
         self.max_errors = max_errors
         first = report.rejects[0] if report.rejects else None

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session as PlainSession
 
 from tenure import Database, Key, Proxy, Ref, Session, Spec
 from tenure.bulk import Resolution
-from tenure.references import ReferenceValidator, is_resolved, target_of
+from tenure.references.proxy import ReferenceValidator, is_resolved, target_of
 from tests.fixtures.models import Base, Country, Node, Region, Seat, Site, Tag, Vehicle
 
 pytestmark = pytest.mark.every_database

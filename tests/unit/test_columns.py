@@ -26,12 +26,12 @@ from sqlalchemy import JSON, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import LoadReport, Spec
-from tenure.bulk._checking import Checker
-from tenure.bulk._columns import Columns
-from tenure.bulk._layout import Layouts
-from tenure.bulk._rejects import Rejects, RejectsFile
-from tenure.bulk._sources import Records
-from tenure.bulk._validate import RowValidator
+from tenure.bulk.load.by_column import Columns
+from tenure.bulk.load.checking import Checker
+from tenure.bulk.load.layout import Layouts
+from tenure.bulk.load.rejects import Rejects, RejectsFile
+from tenure.bulk.load.sources import Records
+from tenure.bulk.load.validate import RowValidator
 
 
 class Base(DeclarativeBase):

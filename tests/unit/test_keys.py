@@ -19,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import LoadError
-from tenure.keys import (
+from tenure.mapping.keys import (
     column_adapter,
     columns_of,
     identifiers,

@@ -15,7 +15,7 @@ from sqlalchemy import JSON, String, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import Ref, ResolutionError, Session, SessionBulk
-from tenure.references import token_of
+from tenure.references.proxy import token_of
 from tests.fixtures.models import Sample
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenure.bulk._plan import batches, by_shape
-from tenure.keys import Shape, identifiers
-from tenure.references import Proxy, shape_of
+from tenure.bulk.lookup.plan import batches, by_shape
+from tenure.mapping.keys import Shape, identifiers
+from tenure.references.proxy import Proxy, shape_of
 from tests.fixtures.models import Country, Region, Seat
 
 SHAPES = {

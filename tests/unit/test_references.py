@@ -16,8 +16,8 @@ from sqlalchemy import JSON, ForeignKey, UniqueConstraint, inspect, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
-from tenure.keys import identifiers
-from tenure.references import key_of, settle_instance
+from tenure.mapping.keys import identifiers
+from tenure.references.proxy import key_of, settle_instance
 from tests.fixtures.models import (
     Author,
     Book,

@@ -49,7 +49,7 @@ from sqlalchemy.orm import (
 )
 
 from tenure import Key, LoadError, Proxy, Resource, Spec
-from tenure.schemas import MOST_LEVELS
+from tenure.models.values import MOST_LEVELS
 from tests.fixtures.flights import (
     Airline,
     Airport,

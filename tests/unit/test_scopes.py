@@ -16,8 +16,8 @@ from tenure import (
     session_factory,
     session_manager,
 )
-from tenure.endings import ending
-from tenure.scopes import decide
+from tenure.scopes.ending import ending
+from tenure.scopes.scope import decide
 
 BOTH = (False, True)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenure import LoadError
-from tenure.bulk._sources import Records, plain
+from tenure.bulk.load.sources import Records, plain
 
 
 def read(source: Any, **options: Any) -> list[tuple[int, Any]]:

@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from tenure import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
-from tenure.bulk._validate import RowValidator
-from tenure.references import Registry
+from tenure.bulk.load.validate import RowValidator
+from tenure.references.proxy import Registry
 from tests.fixtures.models import Country, Region, Seat
 
 

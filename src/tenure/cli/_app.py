@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
@@ -250,7 +250,7 @@ class _Load:
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED, f"interrupted; {self._kept()}"
         if isinstance(error, RejectedRowsError):
-            self.report = error.report
+            self.report = cast(LoadReport, error.report)
             self.is_complete = True
             return FINDINGS, str(error)
         if isinstance(error, Mistake):

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from tenure import Database, SessionError, session_manager
-from tenure.reports import LeakWatch
+from tenure.scopes.reports import LeakWatch
 from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
 

@@ -1,0 +1,104 @@
+"""
+Which values a refused flush failed for, as far as that can be told afterwards.
+
+A database names a constraint, and not always the row, of the first value that it
+refuses. What mappings say of the others is looked at here, and what tables do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Column, inspect
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.interfaces import MANYTOONE
+
+from ..references import key_of
+from .naming import keys_of, name_of, token_of_key
+from .report import Failure
+from .save import Keyed, rows_of
+from .value import Value
+
+
+def new_ones(values: Iterable[Value]) -> list[Keyed]:
+    """Give the values that are no rows, each with its keys."""
+    return [
+        (value, list(keys_of(value.instance)))
+        for value in values
+        if value.instance is not None and inspect(value.instance).key is None
+    ]
+
+
+def told_by_mappings(keyed: Sequence[Keyed]) -> list[Failure]:
+    """Name values that lack what a column needs, and those that share a key."""
+    failures: list[Failure] = []
+    needed: dict[Mapper[Any], list[str]] = {}
+    first: dict[Any, Any] = {}
+    for value, keys in keyed:
+        instance = value.instance
+        state = inspect(instance)
+        if state.mapper not in needed:
+            needed[state.mapper] = list(_needed(state.mapper))
+        given = _given(state)
+        lacking = [n for n in needed[state.mapper] if given.get(n) is None]
+        if lacking:
+            message = f"{', '.join(lacking)} may not be null"
+            failures.append(Failure(*name_of(instance), "null", message=message))
+        for proxy, columns in keys:
+            shape = proxy._tenure_shape
+            token = token_of_key(shape, columns)
+            if first.setdefault(token, instance) is not instance:
+                message = "another value of this bulk has this key"
+                key = key_of(proxy)
+                failures.append(
+                    Failure(shape.entity, key, "duplicate", message=message)
+                )
+    return failures
+
+
+def _needed(mapper: Mapper[Any]) -> Iterator[str]:
+    """Give the attributes that nobody fills but who makes an instance."""
+    for prop in mapper.column_attrs:
+        column: Any = prop.columns[0]
+        if not isinstance(column, Column) or column.nullable:
+            continue
+        made = column.default, column.server_default, column.computed, column.identity
+        if not any(made) and column is not column.table.autoincrement_column:
+            yield prop.key
+
+
+def _given(state: Any) -> dict[str, Any]:
+    """Give what is set, foreign keys by what they will be taken from as well."""
+    given = dict(state.dict)
+    for relationship in state.mapper.relationships:
+        parent = given.get(relationship.key)
+        if relationship.direction is MANYTOONE and parent is not None:
+            for column in relationship.local_columns:
+                given[state.mapper.get_property_by_column(column).key] = parent
+    return given
+
+
+def told_by_rows(session: Session, keyed: Sequence[Keyed]) -> list[Failure]:
+    """
+    Name values whose key a row has.
+
+    Leaves the session's transaction as it was: open, or not begun.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: That cannot be asked.
+    """
+    is_inside = session.in_transaction()
+    try:
+        with session.no_autoflush, session.begin_nested():
+            found = rows_of(session, keyed)
+    finally:
+        if not is_inside:
+            session.rollback()
+    message = "a row has this key already"
+    return [
+        Failure(proxy._tenure_shape.entity, key_of(proxy), "duplicate", message=message)
+        for _, keys in keyed
+        for proxy, _ in keys
+        if id(proxy) in found
+    ]

@@ -1,0 +1,290 @@
+"""What a bulk holds: values and references, as they were given. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+from sqlalchemy import inspect
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm.state import InstanceState
+
+from ..context import SESSION_BULK_CONTEXT
+from ..errors import SessionError
+from ..mapping import identifiers
+from ..models import Spec, entity_of
+from ..references import (
+    Attempt,
+    Placeholders,
+    Proxy,
+    Registry,
+    contents,
+    held_by,
+    is_made,
+    is_resolved,
+    reference_in,
+    relationship_names,
+    shape_of,
+    target_of,
+    unconnected,
+)
+from .naming import reference_to
+from .value import Value
+
+T = TypeVar("T")
+Scope = Literal["all", "references", "values"]
+
+
+@dataclass(slots=True, eq=False)
+class BulkEntry:
+    """One thing a bulk holds: a reference (a proxy) or a value."""
+
+    instance: Any
+    is_reference: bool
+    entity: type[Any]
+    is_resolved: bool
+
+
+class Holding:
+    """What a bulk holds; see :class:`SessionBulk`."""
+
+    def __init__(self, *, proxy_reference: bool = True) -> None:
+        self.proxy_reference = proxy_reference
+        self._placeholders = Placeholders()
+        hand = None if proxy_reference else self._placeholders.of
+        self._registry = Registry(hand)
+        self._values: list[Value] = []
+        #: What was given as a whole, by id: where failures are located.
+        self._payloads: dict[int, Any] = {}
+        self._given: set[int] = set()
+        #: The mapped classes there were instances of, and whether they have
+        #: relationships.
+        self._mapped: dict[type[Any], bool] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__}: {len(self._registry)} references, "
+            f"{len(self._values)} values>"
+        )
+
+    def add(self, instance: Any, *, is_reference: bool = False) -> None:
+        """
+        Take in a value or references; no I/O.
+
+        Args:
+            instance: A mapped instance or a ``Spec`` (values), a proxy, or any
+                Pydantic model: the references it holds.
+            is_reference: Take a mapped instance as a reference to the row it is.
+
+        Raises:
+            SessionError: Anything else.
+        """
+        kind = type(instance)
+        if kind in self._mapped and not is_reference:
+            # Most of what there is.
+            self._add_instance(instance, kind)
+        elif type(instance) is Proxy:
+            self._registry.adopt(instance)
+        # A model of SQLModel is both; it is a value.
+        elif isinstance(instance, BaseModel) and not _is_mapped(instance):
+            self._take_in(instance)
+            if isinstance(instance, Spec):
+                self._add_value(instance, entity_of(type(instance)))
+        elif not _is_mapped(instance):
+            raise SessionError(
+                f"a bulk takes mapped instances, proxies and Pydantic models, "
+                f"not {instance!r}"
+            )
+        elif is_reference:
+            found = reference_in(instance)
+            is_proxy = type(found) is Proxy
+            self._registry.adopt(found if is_proxy else reference_to(instance))
+        else:
+            self._mapped[kind] = bool(relationship_names(inspect(kind)))
+            self._add_instance(instance, kind)
+
+    def _add_instance(self, instance: Any, kind: type[Any]) -> None:
+        state = instance._sa_instance_state
+        if type(state) is not InstanceState and (
+            type(found := reference_in(instance)) is Proxy
+        ):
+            self._registry.adopt(found)
+        elif id(instance) not in self._given:
+            self._given.add(id(instance))
+            self._values.append(Value.of(instance, kind))
+            if (self._mapped[kind] and unconnected(instance)) or (
+                "info" in state.__dict__ and is_made(instance)
+            ):
+                self._take_in(instance)
+
+    def validate(self, type_: type[T] | Any, data: Any) -> T | Any:
+        """
+        Validate *data* as Pydantic would, and add what comes out; no I/O.
+
+        References register, and so do values of :class:`Resource` and ``Spec``, and
+        lists of them. A failure to resolve one says where it is in *data*.
+
+        Args:
+            type_: Any type that Pydantic takes, or a ``TypeAdapter``.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was added.
+        """
+        return self._validate(_adapter_of(type_).validate_python, data)
+
+    def validate_json(self, type_: type[T] | Any, text: str | bytes) -> T | Any:
+        """
+        As :meth:`validate`, of JSON.
+
+        Raises:
+            ValidationError: Pydantic's; nothing was added.
+        """
+        return self._validate(_adapter_of(type_).validate_json, text)
+
+    def _validate(self, validate: Callable[[Any], Any], given: Any) -> Any:
+        attempt = Attempt(self)
+        token = SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # as _enter
+        try:
+            payload = attempt.run(validate, given)
+        finally:
+            SESSION_BULK_CONTEXT.reset(token)
+        attempt.keep(payload, held_by(payload))
+        self._take_in(payload)
+        for each in _each(payload):
+            if isinstance(each, Spec):
+                self._add_value(each, entity_of(type(each)))
+            elif type(each) is not Proxy and hasattr(each, "_sa_instance_state"):
+                self._add_value(each, type(each))
+        return payload
+
+    def _add_values(self, values: Iterable[Any], payload: Any) -> None:
+        for value in values:
+            self._add_value(value, type(value))
+        self._payloads[id(payload)] = payload
+
+    def _take_in(self, payload: Any) -> None:
+        """Register the references of a payload, and its values made outside."""
+        self._payloads[id(payload)] = payload
+        for _, found in contents(payload):
+            if type(found) is Proxy:
+                self._registry.adopt(found)
+            elif hasattr(found, "_sa_instance_state") and is_made(found):
+                self._add_value(found, type(found))
+
+    def _add_value(self, given: Any, entity: type[Any]) -> None:
+        if id(given) not in self._given:
+            self._given.add(id(given))
+            self._values.append(Value.of(given, entity))
+
+    def entries(self) -> Iterator[BulkEntry]:
+        """Give everything the bulk holds: references, then values, as they came."""
+        for proxy in self._registry:
+            entity = shape_of(proxy).entity
+            given = proxy if self.proxy_reference else self._placeholders.of(proxy)
+            yield BulkEntry(given, True, entity, is_resolved(proxy))
+        for value in self._values:
+            yield BulkEntry(
+                value.given if value.instance is None else value.instance,
+                False,
+                value.entity,
+                value.is_row,
+            )
+
+    def get(
+        self,
+        entity: type[T],
+        *,
+        resolved: bool | None = None,
+        scope: Scope = "all",
+    ) -> list[T]:
+        """
+        List what the bulk holds of a mapped class and its subclasses.
+
+        In the order they were added. A resolved reference is given as the
+        session's instance, an unresolved one as its proxy.
+        """
+        check(scope, "scope", ("all", "references", "values"))
+        found = []
+        for entry in self.entries():
+            if not issubclass(entry.entity, entity):
+                continue
+            if scope != "all" and entry.is_reference != (scope == "references"):
+                continue
+            if resolved is not None and entry.is_resolved != resolved:
+                continue
+            found.append(
+                target_of(entry.instance)
+                if type(entry.instance) is Proxy and entry.is_resolved
+                else entry.instance
+            )
+        return found
+
+    @property
+    def resolved(self) -> dict[type[Any], list[BulkEntry]]:
+        """The entries that are known to be rows, by entity."""
+        return self._by_entity(resolved=True)
+
+    @property
+    def unresolved(self) -> dict[type[Any], list[BulkEntry]]:
+        """The entries that are not known to be rows, by entity."""
+        return self._by_entity(resolved=False)
+
+    def _by_entity(self, *, resolved: bool) -> dict[type[Any], list[BulkEntry]]:
+        found: dict[type[Any], list[BulkEntry]] = {}
+        for entry in self.entries():
+            if entry.is_resolved is resolved:
+                found.setdefault(entry.entity, []).append(entry)
+        return found
+
+    def _references(self) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
+        """Give the references in what was given, and where they are."""
+        payloads = list(self._payloads.values())
+        for number, payload in enumerate(payloads):
+            for loc, proxy in contents(payload):
+                if type(proxy) is Proxy:
+                    yield ((number, *loc) if len(payloads) > 1 else loc), proxy
+
+
+def check(given: str, name: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        options = ", ".join(map(repr, allowed))
+        raise SessionError(f"{name} is one of {options}, not {given!r}")
+
+
+@lru_cache(256)
+def _adapter(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+def _adapter_of(type_: Any) -> TypeAdapter[Any]:
+    """Give what validates a type."""
+    if isinstance(type_, TypeAdapter):
+        return type_
+    try:
+        return _adapter(type_)
+    except TypeError:
+        # What annotates a type may have no hash.
+        return TypeAdapter(type_)
+
+
+def _each(payload: Any) -> Iterator[Any]:
+    """Give a payload, or what the collection that it is holds."""
+    if isinstance(payload, (list, tuple, set, frozenset)):
+        for item in payload:
+            yield from _each(item)
+    elif isinstance(payload, Mapping):
+        yield from _each(list(payload.values()))
+    else:
+        yield payload
+
+
+def _is_mapped(instance: Any) -> bool:
+    try:
+        identifiers(type(instance))
+        inspect(instance)
+    except (NoInspectionAvailable, ValueError):
+        return False
+    return True

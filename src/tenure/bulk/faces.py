@@ -1,0 +1,355 @@
+"""
+Bulks: values and references collected, resolved together, written as one.
+
+:class:`Bulk` holds what was collected and does everything on a sync session;
+the two public classes differ in whether one waits for it.
+"""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from collections.abc import AsyncIterable, Iterable
+from contextlib import nullcontext
+from inspect import isawaitable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
+
+from . import load as loads
+from .collected import BulkEntry, Scope
+from .core import Bulk
+from .lookup import Strategy
+from .report import BulkReport, Failure, LoadReport, Reject, Resolution
+from .save import OnConflict, OnDuplicate
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from .load import Commit, LoadMissing, Progress, Source
+
+__all__ = [
+    "AsyncSessionBulk",
+    "Bulk",
+    "BulkEntry",
+    "BulkReport",
+    "Failure",
+    "LoadReport",
+    "Reject",
+    "Resolution",
+    "SessionBulk",
+]
+
+
+class SessionBulk(Bulk):
+    """
+    Values and references, resolved in few statements and written together.
+
+    ``with session.bulk() as bulk:`` makes it current: what Pydantic validates
+    inside registers its references here.
+
+    Args:
+        session: Where rows are looked up and written.
+        proxy_reference: References are proxies; ``False``: placeholders, which are
+            instances of the mapped class, updated in place when they are resolved.
+    """
+
+    session: Session
+
+    def __init__(self, session: Session, *, proxy_reference: bool = True) -> None:
+        super().__init__(session, proxy_reference=proxy_reference)
+
+    def __enter__(self) -> Self:
+        self._enter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    def resolve(
+        self,
+        *,
+        raise_errors: bool = True,
+        scope: Scope = "all",
+        strategy: Strategy = "bind",
+        batch_size: int | None = None,
+    ) -> Resolution:
+        """
+        Look up the rows that references name, and the rows values have already.
+
+        One statement for each ``batch_size`` keys (10 000) of an entity and key
+        shape; reads only, never flushes.
+
+        Args:
+            raise_errors: Without it, what is not found stays unresolved.
+            scope: References, values or both.
+            strategy: ``"bind"`` learns identities, ``"hydrate"`` loads the rows.
+
+        Raises:
+            ResolutionError: With every failure; nothing was changed.
+        """
+        return self._do(
+            self.session, self._resolve, raise_errors, scope, strategy, batch_size
+        )
+
+    def flush(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """
+        Write the values.
+
+        Args:
+            on_conflict: What to do where a row has the value's identifier.
+            update_fields: The attributes an update may change; all set ones if
+                not given.
+            batch_size: Values that go out at once (100 000).
+            on_duplicate: What to do with two values for one identifier.
+
+        Raises:
+            UnresolvedReferenceError: A value holds a reference not resolved.
+            ResolutionError: Two values have one identifier.
+        """
+        return self._do(
+            self.session,
+            self._flush,
+            on_conflict,
+            update_fields,
+            on_duplicate,
+            batch_size,
+        )
+
+    def commit(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """
+        :meth:`flush`, then commit the session; on an error, :meth:`rollback`.
+        """
+        return self._do(
+            self.session,
+            self._commit,
+            on_conflict,
+            update_fields,
+            on_duplicate,
+            batch_size,
+        )
+
+    def rollback(self) -> None:
+        """
+        Undo what this bulk wrote; its values are new again.
+
+        Back to where it began, if the session was in a transaction already.
+        """
+        self._do(self.session, self._rollback)
+
+    def load(
+        self,
+        source: Source,
+        into: type[Any],
+        *,
+        on_missing: LoadMissing = "reject",
+        on_conflict: OnConflict = "raise",
+        batch_size: int = 10_000,
+        commit: Commit = "once",
+        max_errors: int | None = 0,
+        rejects: str | PathLike[str] | Any = None,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+        start: int = 1,
+        null: Iterable[str] = ("",),
+        format: str | None = None,
+    ) -> LoadReport:
+        """
+        Load rows: validate each, resolve its references, write it.
+
+        Memory is bounded by *batch_size*, whatever the length of the source. A row
+        may name another one of the source, before or after it.
+        Ends the session's transaction: commits it (*commit* ``"once"``: at the
+        end, ``"batch"``: after each batch) or rolls it back. An error of whatever
+        kind has the ``report`` of what was kept.
+
+        Args:
+            source: A path to CSV or JSON Lines (``.gz`` too) or Parquet, an open
+                file, or an iterable of mappings.
+            into: A ``Spec`` of the mapped class to write to.
+            on_missing: A row whose reference names nothing is rejected, written
+                with NULL there if the column allows it, or what it names is made,
+                with the attributes of its key.
+            on_conflict: What to do where a row has the same identifier.
+            batch_size: Rows for each statement.
+            max_errors: Rejected rows that are tolerated; ``None``: any number.
+            rejects: Path (or open text file) that gets rejected rows as JSON
+                Lines.
+            progress: Called after each batch, and before the end, with the report
+                so far.
+            dry_run: Do everything, then roll back.
+            start: The line (of rows without lines: the number) to begin with:
+                ``report.resume`` of a load that was cut short.
+            null: Texts of a CSV file that mean NULL.
+            format: ``"csv"``, ``"jsonl"`` or ``"parquet"``, where a path does not
+                say.
+
+        Raises:
+            LoadError: The source or the model cannot be used.
+            RejectedRowsError: More than *max_errors* rows were rejected.
+            DatabaseError: The database failed; a note says how far it got.
+        """
+        self._begin_writing(self.session, "load")
+        return self._do(
+            self.session,
+            loads.load,
+            source,
+            into,
+            on_missing=on_missing,
+            on_conflict=on_conflict,
+            batch_size=batch_size,
+            commit=commit,
+            max_errors=max_errors,
+            rejects=rejects,
+            progress=progress,
+            dry_run=dry_run,
+            start=start,
+            null=null,
+            format=format,
+        )
+
+
+class AsyncSessionBulk(Bulk):
+    """Async :class:`SessionBulk`."""
+
+    session: AsyncSession
+
+    def __init__(self, session: AsyncSession, *, proxy_reference: bool = True) -> None:
+        super().__init__(session, proxy_reference=proxy_reference)
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+    async def resolve(
+        self,
+        *,
+        raise_errors: bool = True,
+        scope: Scope = "all",
+        strategy: Strategy = "bind",
+        batch_size: int | None = None,
+    ) -> Resolution:
+        """Async :meth:`SessionBulk.resolve`."""
+        return await self.session.run_sync(
+            self._do, self._resolve, raise_errors, scope, strategy, batch_size
+        )
+
+    async def flush(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """Async :meth:`SessionBulk.flush`."""
+        return await self.session.run_sync(
+            self._do, self._flush, on_conflict, update_fields, on_duplicate, batch_size
+        )
+
+    async def commit(
+        self,
+        *,
+        on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        on_duplicate: OnDuplicate = "raise",
+    ) -> BulkReport:
+        """Async :meth:`SessionBulk.commit`."""
+        return await self.session.run_sync(
+            self._do, self._commit, on_conflict, update_fields, on_duplicate, batch_size
+        )
+
+    async def rollback(self) -> None:
+        """Async :meth:`SessionBulk.rollback`."""
+        await self.session.run_sync(self._do, self._rollback)
+
+    async def load(
+        self,
+        source: Source | AsyncIterable[Any],
+        into: type[Any],
+        *,
+        on_missing: LoadMissing = "reject",
+        on_conflict: OnConflict = "raise",
+        batch_size: int = 10_000,
+        commit: Commit = "once",
+        max_errors: int | None = 0,
+        rejects: str | PathLike[str] | Any = None,
+        progress: Progress | None = None,
+        dry_run: bool = False,
+        start: int = 1,
+        null: Iterable[str] = ("",),
+        format: str | None = None,
+    ) -> LoadReport:
+        """
+        Async :meth:`SessionBulk.load`.
+
+        The event loop runs between statements and after each batch; reading and
+        validating a batch keeps it busy.
+
+        Args:
+            source: May also be an async iterable of mappings: a batch is asked of it
+                when the one before is written. One that can be closed is, at the end.
+            progress: What it returns is awaited, if it can be.
+        """
+        self._begin_writing(self.session.sync_session, "load")
+        pulled = loads.Pulled(source) if isinstance(source, AsyncIterable) else None
+        async with nullcontext() if pulled is None else pulled.closed():
+            report = await self.session.run_sync(
+                self._do,
+                loads.load,
+                pulled or source,
+                into,
+                on_missing=on_missing,
+                on_conflict=on_conflict,
+                batch_size=batch_size,
+                commit=commit,
+                max_errors=max_errors,
+                rejects=rejects,
+                progress=progress,
+                dry_run=dry_run,
+                start=start,
+                null=null,
+                format=format,
+                between=_let_others_run,
+            )
+            if pulled is not None:
+                pulled.report = report
+        return report
+
+
+def _let_others_run(answer: object) -> None:
+    """Wait for what a callback gave, and for one round of the event loop."""
+    if isawaitable(answer):
+        await_only(answer)
+    await_only(sleep(0))

@@ -1,0 +1,541 @@
+"""
+New rows of one class, written around the unit of work.
+
+The unit of work finds out for each object what to do; here it is found out once for
+all of a class. Afterwards the instances are as a flush leaves them: identity, defaults
+and foreign keys set, persistent in the session, and new again when it rolls back.
+
+:func:`insertion` says whether a class can be written like this, :meth:`Insertion.fits`
+and :meth:`Insertion.write` which of its instances; the unit of work does the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+from sqlalchemy import (
+    ClauseElement,
+    Column,
+    Connection,
+    Integer,
+    Table,
+    bindparam,
+    cast,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
+from sqlalchemy.exc import StatementError
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.exc import FlushError
+from sqlalchemy.orm.interfaces import MANYTOONE
+from sqlalchemy.orm.state import InstanceState
+
+from ..mapping import identifiers
+from ..references import columns_held
+from .lookup import orders_alike
+from .write import Copy, Habits, Place, Target, can_copy, in_key_order
+
+State = InstanceState[Any]
+Values = list[Any]
+
+_SESSION_EVENTS = ("before_flush", "after_flush", "after_flush_postexec")
+_LIFE_EVENTS = (
+    "after_attach",
+    "before_attach",
+    "pending_to_persistent",
+    "transient_to_pending",
+)
+_MAPPER_EVENTS = ("before_insert", "after_insert")
+
+
+def insertion(session: Session, mapper: Mapper[Any]) -> Insertion | None:
+    """Give what writes new rows of a class, ``None`` where only the unit of work can."""
+    if _is_watched(session, mapper) or not _is_plain(mapper):
+        return None
+    connection = session.connection(
+        bind_arguments={"mapper": mapper, "clause": insert(mapper)}
+    )
+    return Insertion(session, connection, mapper)
+
+
+def _is_watched(session: Session, mapper: Mapper[Any]) -> bool:
+    """Whether a program looks on while new objects of the class are flushed."""
+    # Sessions of ours look whether one may write at all: so does connection().
+    own = getattr(session, "_flush_listener", None)
+    return (
+        any(
+            listener is not own
+            for name in _SESSION_EVENTS
+            for listener in getattr(session.dispatch, name)
+        )
+        or any(getattr(mapper.dispatch, name) for name in _MAPPER_EVENTS)
+        or bool(mapper.class_manager.dispatch.refresh_flush)
+    )
+
+
+def _is_plain(mapper: Mapper[Any]) -> bool:
+    """Whether an object of the class is one row of one table, and nothing else."""
+    table = mapper.local_table
+    return (
+        isinstance(table, Table)
+        and mapper.tables == [table]
+        and mapper.version_id_col is None
+        and mapper.batch
+        and mapper.base_mapper.eager_defaults is not True
+        and not mapper._readonly_props
+        # Defaults of attributes apart from those of columns, since SQLAlchemy 2.1.
+        and not any(getattr(mapper, "_insert_orm_defaults", {}).values())
+        and not any(relationship.post_update for relationship in mapper.relationships)
+        and all(_is_understood(column, mapper) for column in table.columns)
+    )
+
+
+def _is_understood(of: Any, mapper: Mapper[Any]) -> bool:
+    """Whether it is known here what a column is filled with by default."""
+    if of.computed is not None:
+        return False
+    default = of.default
+    if default is None or (default.is_sequence and of.primary_key):
+        return True
+    return of in mapper._columntoproperty and _maker(of) is not None
+
+
+def _maker(of: Column[Any]) -> Callable[[], Any] | None:
+    """Give what makes the default of a column, if Python does so by itself."""
+    default: Any = of.default
+    if default is None or default.is_sequence or default.is_clause_element:
+        return None
+    if default.is_scalar:
+        return repeat(default.arg).__next__
+    # SQLAlchemy wraps functions that take no context in one of its own.
+    where = getattr(default.arg, "__globals__", {}).get("__name__")
+    if where != "sqlalchemy.sql.schema":
+        return None
+    return lambda: default.arg(None)
+
+
+class _Attribute:
+    """A column of the rows, the attribute it is, and its default."""
+
+    __slots__ = ("column", "evaluates_none", "is_left_out", "key", "maker")
+
+    def __init__(self, mapper: Mapper[Any], of: Any) -> None:
+        self.column: Column[Any] = of
+        self.key = mapper.get_property_by_column(of).key
+        #: Whether None is a value of its own, as the null of JSON is.
+        self.evaluates_none = of.type.should_evaluate_none
+        #: Makes the value where none was set.
+        self.maker = _maker(of)
+        #: Whether a row without a value does without the column.
+        self.is_left_out = self.maker is None and (
+            of.server_default is not None or of.primary_key or self.evaluates_none
+        )
+
+    @property
+    def nothing(self) -> Any:
+        """What stands for no value."""
+        return _NOT_SET if self.evaluates_none else None
+
+
+def _is_sql(kind: type[Any]) -> bool:
+    return issubclass(kind, ClauseElement) or hasattr(kind, "__clause_element__")
+
+
+class _NotSet:
+    pass
+
+
+_NOT_SET = _NotSet()
+
+
+def _put_back(held: Sequence[dict[str, Any]], key: str, values: Values) -> None:
+    """Set an attribute of instances to what it was."""
+    for each, value in zip(held, values, strict=True):
+        if value is _NOT_SET:
+            each.pop(key, None)
+        else:
+            each[key] = value
+
+
+class Insertion:
+    """Writes new rows of one class."""
+
+    def __init__(
+        self, session: Session, connection: Connection, mapper: Mapper[Any]
+    ) -> None:
+        self.session = session
+        self.connection = connection
+        self.mapper = mapper
+        table: Any = mapper.local_table
+        self.table: Table = table
+        self.attributes = [
+            _Attribute(mapper, of)
+            for of in self.table.columns
+            if of in mapper._columntoproperty
+        ]
+        self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
+        self._places = {a.column: place for place, a in enumerate(self.attributes)}
+        self._place = Place(connection, table)
+        relationships = [r for r in mapper.relationships if not r.viewonly]
+        #: Whether no instance refers to others, or hangs on one.
+        self.stands_alone = not (relationships or mapper._delete_orphans)
+        #: The relationships whose foreign keys are in the rows.
+        self.parents = [r for r in relationships if r.direction is MANYTOONE]
+        self._collections = [r for r in relationships if r.direction is not MANYTOONE]
+        #: Their names.
+        self.collections = {relationship.key for relationship in self._collections}
+        counter: Any = self.table.autoincrement_column
+        #: The column that the database counts up.
+        self._counter: int | None = self._places.get(counter)
+        #: The columns that the database fills, and whether a flush fetches them.
+        self.filled = [
+            place
+            for place, attribute in enumerate(self.attributes)
+            if attribute.column.server_default is not None and place != self._counter
+        ]
+        base: Any = mapper.base_mapper
+        self.fetches = base._prefer_eager_defaults(connection.dialect, self.table)
+        #: What is not in the instances before.
+        self._made = [
+            place
+            for place, attribute in enumerate(self.attributes)
+            if attribute.maker is not None or place == self._counter
+        ]
+
+    @property
+    def _habits(self) -> Habits | None:
+        """What to know about the table where rows can be sent by COPY."""
+        return self._place.habits if can_copy(self.connection) else None
+
+    @property
+    def _copies(self) -> bool:
+        habits = self._habits
+        return habits is not None and not (
+            habits.takes_inserts_only or habits.has_trigger
+        )
+
+    @property
+    def draws_keys(self) -> bool:
+        """Whether keys are drawn before, so that rows may refer to each other."""
+        if not self._copies or self._counter is None:
+            return False
+        of: Any = self.attributes[self._counter].column
+        habits = self._habits
+        return of.default is not None or (
+            habits is not None and habits.sequence is not None
+        )
+
+    def fits(self, state: State, writing: Collection[State]) -> bool:
+        """
+        Whether nothing but the row of *state* would be written for it.
+
+        Args:
+            writing: What else is about to be written.
+        """
+        held = state.dict
+        if state._orphaned_outside_of_session and self.mapper._is_orphan(state):
+            return False
+        for relationship in self._collections:
+            children = held.get(relationship.key)
+            if children and not _name_it(state, relationship, children, writing):
+                return False
+        for relationship in self.parents:
+            parent = held.get(relationship.key)
+            if parent is not None:
+                its = parent._sa_instance_state
+                if not its.mapper.isa(relationship.mapper) or (
+                    its not in writing and its.session_id != self.session.hash_key
+                ):
+                    return False
+        return True
+
+    def write(self, states: Sequence[State]) -> None:
+        """
+        Write rows, and make their instances persistent.
+
+        Those that have to be left to the unit of work after all are left new.
+        """
+        held = [state.dict for state in states]
+        columns = self.values(held)
+        for place in self._made:
+            maker = self.attributes[place].maker
+            if maker is not None:
+                nothing = self.attributes[place].nothing
+                columns[place] = [
+                    maker() if value is nothing else value for value in columns[place]
+                ]
+        odd = self.odd(columns)
+        if odd:
+            if len(odd) < len(states):
+                self.write([state for n, state in enumerate(states) if n not in odd])
+            return
+        self.refer(states, columns, self._draw(states, columns))
+        for present, rows in self._alike(columns, len(states)):
+            if len(rows) == len(states):
+                self._write(states, held, present, columns)
+            else:
+                self._write(
+                    [states[n] for n in rows],
+                    [held[n] for n in rows],
+                    present,
+                    [[values[n] for n in rows] for values in columns],
+                )
+
+    def values(self, held: Sequence[dict[str, Any]]) -> list[Values]:
+        """Give what instances hold, by column."""
+        return [
+            [each.get(attribute.key, attribute.nothing) for each in held]
+            for attribute in self.attributes
+        ]
+
+    def refer(
+        self, states: Sequence[State], columns: list[Values], drawn: dict[State, Any]
+    ) -> None:
+        """Put the keys of parents where they are referred to."""
+        for relationship in self.parents:
+            name = relationship.key
+            pairs: Any = relationship.local_remote_pairs or ()
+            remote = [of for _, of in pairs]
+            places = [self._places[of] for of, _ in pairs]
+            keys: dict[int, tuple[Any, ...]] = {id(None): (None,) * len(places)}
+            for n, state in enumerate(states):
+                # What was not set through SQLAlchemy is none of a flush's business.
+                if name in state.committed_state:
+                    parent: Any = state.dict.get(name)
+                    key = keys.get(id(parent))
+                    if key is None:
+                        key = keys[id(parent)] = self._key_of(parent, remote, drawn)
+                    for place, value in zip(places, key, strict=True):
+                        columns[place][n] = value
+                        state.dict[self.attributes[place].key] = value
+
+    def _key_of(
+        self, parent: Any, columns: Sequence[Column[Any]], drawn: dict[State, Any]
+    ) -> tuple[Any, ...]:
+        """Give what refers to a parent; loads what the session does not know."""
+        its = parent._sa_instance_state
+        key = list(columns_held(parent, columns))
+        for n, of in enumerate(columns):
+            if its in drawn and of is self.table.autoincrement_column:
+                # One of these rows refers to another.
+                key[n] = drawn[its]
+            elif key[n] is None and its.key is not None:
+                key[n] = its.mapper._get_state_attr_by_column(its, its.dict, of)
+        return tuple(key)
+
+    def odd(self, columns: list[Values]) -> set[int]:
+        """Say which rows hold SQL, or lack a key that only the database can make."""
+        odd: set[int] = set()
+        for place, attribute in enumerate(self.attributes):
+            values = columns[place]
+            if any(map(_is_sql, set(map(type, values)))):
+                odd.update(n for n, v in enumerate(values) if _is_sql(type(v)))
+            identity = attribute.column.identity
+            if identity is not None and identity.always and self._copies:
+                # For COPY it is no error to give one.
+                odd.update(n for n, value in enumerate(values) if value is not None)
+            if attribute.column.primary_key and place != self._counter:
+                odd.update(n for n, value in enumerate(values) if value is None)
+        return odd
+
+    def _alike(
+        self, columns: list[Values], count: int
+    ) -> list[tuple[list[int], Sequence[int]]]:
+        """Group rows by the columns they have."""
+        always = [n for n, a in enumerate(self.attributes) if not a.is_left_out]
+        groups: dict[tuple[int, ...], Sequence[int]] = {tuple(always): range(count)}
+        for place, attribute in enumerate(self.attributes):
+            if not attribute.is_left_out:
+                continue
+            values, nothing = columns[place], attribute.nothing
+            absent = values.count(nothing)
+            if absent == count:
+                continue
+            split: dict[tuple[int, ...], Any] = {}
+            for present, rows in groups.items():
+                if not absent:
+                    split[*present, place] = rows
+                    continue
+                for n in rows:
+                    key = present if values[n] is nothing else (*present, place)
+                    split.setdefault(key, []).append(n)
+            groups = split
+        return [(sorted(present), rows) for present, rows in groups.items()]
+
+    def _write(
+        self,
+        states: Sequence[State],
+        held: Sequence[dict[str, Any]],
+        present: list[int],
+        columns: list[Values],
+    ) -> None:
+        """Write rows that have the same columns, if it can be done here."""
+        filled = [place for place in self.filled if place not in present]
+        returned = filled if self.fetches else []
+        if self._counter is not None and self._counter not in present:
+            returned = [self._counter, *returned]
+        can_return = self.connection.dialect.insert_executemany_returning
+        if not present or (returned and not can_return):
+            return
+        unknown = [self.attributes[n].key for n in filled if n not in returned]
+        before: dict[str, Values] = {}
+
+        def settle() -> None:
+            for place in {*self._made, *returned}:
+                key = self.attributes[place].key
+                before[key] = [each.get(key, _NOT_SET) for each in held]
+                for each, value in zip(held, columns[place], strict=True):
+                    each[key] = value
+            self.make_persistent(states, held)
+            for state in states if unknown else ():
+                state._expire_attributes(state.dict, unknown)
+
+        if not self._copies or returned:
+            self._insert(present, returned, columns)
+            settle()
+            return
+        try:
+            # The server has its own work to do meanwhile.
+            self._copy(present, columns, settle)
+        except BaseException:
+            for key, values in before.items():
+                _put_back(held, key, values)
+            raise
+
+    def _draw(self, states: Sequence[State], columns: list[Values]) -> dict[State, Any]:
+        """Draw the keys that are not set from the sequence of their column, if any."""
+        if not self.draws_keys or self._counter is None or self._habits is None:
+            return {}
+        keys = columns[self._counter]
+        places = [n for n, value in enumerate(keys) if value is None]
+        of: Any = self.attributes[self._counter].column
+        if not places:
+            return {}
+        if of.default is not None:
+            following = of.default.next_value()
+        else:
+            name = cast(bindparam("tenure_sequence", self._habits.sequence), REGCLASS)
+            following = func.nextval(name)
+        count = bindparam("tenure_count", len(places), Integer)
+        numbers = func.generate_series(1, count).table_valued("n", name="tenure_number")
+        # In one row: fetching as many of them takes longer than drawing.
+        drawn = select(func.array_agg(following, type_=ARRAY(of.type)))
+        made: Any = self.connection.scalar(drawn.select_from(numbers))
+        for n, key in zip(places, sorted(made), strict=True):
+            keys[n] = key
+        return {states[n]: keys[n] for n in places}
+
+    def _copy(
+        self, present: list[int], columns: list[Values], meanwhile: Callable[[], None]
+    ) -> None:
+        sent = tuple(self.attributes[place].column for place in present)
+        target = Target(self.mapper, sent, key=(), on_conflict="raise")
+        copy = Copy(self.connection, target)
+        try:
+            rows = copy.rows([columns[place] for place in present])
+            order = self._order(present, columns)
+            copy.send([rows[n] for n in order], meanwhile)
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            # What a type refuses comes like this from any other statement.
+            what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
+            raise StatementError(what, copy.into, None, error) from error
+
+    def _insert(
+        self, present: list[int], returned: list[int], columns: list[Values]
+    ) -> None:
+        """INSERT rows as SQLAlchemy does for many, and fetch what was made."""
+        names = [self.attributes[place].column.key for place in present]
+        order = self._order(present, columns)
+        sent = list(zip(*(columns[place] for place in present), strict=True))
+        rows = [dict(zip(names, sent[n], strict=True)) for n in order]
+        statement: Any = insert(self.table)
+        if not returned:
+            self.connection.execute(statement, rows)
+            return
+        statement = statement.returning(
+            *(self.attributes[place].column for place in returned),
+            sort_by_parameter_order=True,
+        )
+        answers = self.connection.execute(statement, rows).all()
+        if len(answers) != len(rows):
+            raise FlushError(
+                f"{len(rows)} rows of {self.table.name!r} were sent and {len(answers)} "
+                f"inserted; is there a trigger that keeps some out?"
+            )
+        for place, values in zip(returned, zip(*answers, strict=True), strict=True):
+            made = columns[place] = [None] * len(order)
+            for n, value in zip(order, values, strict=True):
+                made[n] = value
+
+    def _order(self, present: list[int], columns: list[Values]) -> Sequence[int]:
+        """
+        Give rows in the order of their key.
+
+        Whoever writes the same rows at the same time takes their locks in that order,
+        too, and an index grows faster in its own.
+        """
+        count = len(columns[0])
+        if self.connection.dialect.name == "sqlite":
+            return range(count)  # there is one writer
+        known = identifiers(self.mapper)
+        for names in known.names:
+            key = [
+                self._places[of] for name in names for of in known.part(name).columns
+            ]
+            if self._counter not in key and set(key) <= set(present):
+                dialect = self.connection.dialect
+                types = [self.attributes[place].column.type for place in key]
+                if all(orders_alike(of, dialect) for of in types):
+                    return in_key_order(range(count), [columns[n] for n in key])
+        return range(count)
+
+    def make_persistent(
+        self, states: Sequence[State], held: Sequence[dict[str, Any]]
+    ) -> None:
+        """Let the session know the instances, as after a flush."""
+        session: Any = self.session
+        if any(getattr(session.dispatch, name) for name in _LIFE_EVENTS):
+            for state in states:
+                session._save_impl(state)
+            session._register_persistent(set(states))
+            return
+        # The same without what a flush does for any mix of classes, which takes
+        # longer than sending the rows.
+        keep, kind = session.identity_map.replace, self.mapper._identity_class
+        keys = zip(*([each[name] for each in held] for name in self._key), strict=True)
+        for state, key in zip(states, keys, strict=True):
+            if state.session_id is not None:
+                session._before_attach(state, state.obj())
+            state.session_id = session.hash_key
+            state.key = kind, key, None
+            keep(state)
+        session._transaction._new.update(dict.fromkeys(states, True))
+        every = zip(states, held, strict=True)
+        State._commit_all_states(every, session.identity_map)
+        for state in session._new.keys() & states if session._new else ():
+            del session._new[state]
+
+
+def _name_it(
+    state: State, relationship: Any, children: Any, writing: Collection[State]
+) -> bool:
+    """Whether the children in a collection say themselves whose they are."""
+    reverses = list(relationship._reverse_property)
+    if len(reverses) != 1 or reverses[0].direction is not MANYTOONE:
+        return False
+    parent = state.obj()
+    return all(
+        child._sa_instance_state in writing
+        and child._sa_instance_state.dict.get(reverses[0].key) is parent
+        for child in members(children)
+    )
+
+
+def members(collection: Any) -> Iterable[Any]:
+    """Give what is in a collection of a relationship, whatever class that has."""
+    found: Iterable[Any] = collection._sa_adapter
+    return found

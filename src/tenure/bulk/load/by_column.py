@@ -1,0 +1,254 @@
+"""
+Validating many rows field by field: the values of one field at once.
+
+To validate a row takes as long as to write it, and most of that goes into taking its
+mapping apart. Where a model has nothing but fields, the values of each are validated as
+one list, and what comes out, and what is refused, is the same. A function of the user's
+is called once for each value all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from operator import itemgetter
+from types import NoneType
+from typing import Any, Self, cast
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic_core import SchemaValidator, ValidationError
+
+from ..report import Problem
+from .fields import Fields, fields_of
+from .rejects import details, place_of, problems_of
+
+#: What is wrong with rows, by position.
+Wrong = dict[int, list[Problem]]
+
+#: What lets a field have two names in a row.
+_BY_NAME = ("populate_by_name", "validate_by_name")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The fields that rows set, and all values by field; null in ``wrong`` rows."""
+
+    given: list[str]
+    columns: dict[str, Sequence[Any]]
+    wrong: Wrong
+
+
+class Columns:
+    """Validates rows field by field."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._columns = [_Column(name, field, fields.config) for name, field in fields]
+        self._known = {column.source for column in self._columns}
+        extra = fields.schema.get("extra_behavior") or fields.config.get(
+            "extra_fields_behavior"
+        )
+        self._takes_others = extra != "forbid" and "extras_schema" not in fields.schema
+
+    @classmethod
+    def of(cls, model: type[BaseModel]) -> Self | None:
+        """Give what validates rows of *model*, if that can be done field by field."""
+        fields = fields_of(model)
+        if fields is None:
+            return None
+        names = [field.get("validation_alias", "") for _, field in fields]
+        if (
+            # What looks at whole rows has to be given them.
+            fields.before
+            or any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
+            or any(not isinstance(name, str) for name in names)
+        ):
+            return None
+        return cls(fields)
+
+    def validate(
+        self, rows: Sequence[Any], header: Sequence[str] | None = None
+    ) -> Checked | None:
+        """
+        Validate rows; ``None``, with nothing done, where they do not set the same.
+
+        Args:
+            header: What the values of rows are called; ``None``: they are mappings.
+        """
+        names = self._names(rows) if header is None else header
+        if names is None or not (self._takes_others or self._known.issuperset(names)):
+            return None
+        known = frozenset(names)
+        columns: dict[str, Sequence[Any]] = {}
+        given = []
+        for column in self._columns:
+            if column.source in known:
+                given.append(column)
+            elif column.default is _NO_DEFAULT:
+                return None
+            else:
+                columns[column.name] = [column.default] * len(rows)
+        if header is None:
+            try:
+                taken = [list(map(itemgetter(c.source), rows)) for c in given]
+            except KeyError:
+                return None
+        else:
+            by_name = dict(zip(header, zip(*rows, strict=True), strict=True))
+            taken = [list(by_name[column.source]) for column in given]
+        wrong: Wrong = {}
+        for column, values in zip(given, taken, strict=True):
+            columns[column.name] = column.validate(values, wrong)
+        return Checked([column.name for column in given], columns, wrong)
+
+    def _names(self, rows: Sequence[Any]) -> list[str] | None:
+        """Give the names in the first of *rows*, if the others can have the same."""
+        if set(map(type, rows)) != {dict} or len(set(map(len, rows))) > 1:
+            return None
+        names = rows[0].keys()
+        # Those of fields are looked for in each row.
+        if not self._known.issuperset(names) and any(r.keys() != names for r in rows):
+            return None
+        return list(names)
+
+
+class _Column:
+    """Validates the values of one field."""
+
+    def __init__(self, name: str, field: Any, config: Any) -> None:
+        schema = field["schema"]
+        self.name = name
+        #: What the field is called in a row.
+        self.source: str = field.get("validation_alias", name)
+        self.label = name if config.get("loc_by_alias") is False else self.source
+        self.default = _default_of(schema, config)
+        #: Validates all of them, or each; neither where they are left as they come.
+        self._all: Callable[[Any], Any] | None = None
+        self._one: Callable[[Any], Any] | None = None
+        if _calls_nobody(schema):
+            together: Any = {"type": "list", "items_schema": schema}
+            self._all = SchemaValidator(together, config).validate_python
+        elif not _is_left_alone(schema):
+            self._one = SchemaValidator(schema, config).validate_python
+
+    def validate(self, values: list[Any], wrong: Wrong) -> Sequence[Any]:
+        """Give the valid values; note what is wrong with others."""
+        if self._one is not None:
+            return _each(self._one, values, self.label, wrong)
+        if self._all is None:
+            return values
+        try:
+            return cast("list[Any]", self._all(values))
+        except ValidationError as error:
+            found: Wrong = {}
+            for (row, *loc), reason, message in details(error):
+                place = place_of(self.label, *loc)
+                found.setdefault(row, []).append((place, reason, message))
+        good = [n for n in range(len(values)) if n not in found]
+        made: list[Any] = [None] * len(values)
+        for n, value in zip(good, self._all([values[n] for n in good]), strict=True):
+            made[n] = value
+        for n, problems in found.items():
+            wrong.setdefault(n, []).extend(problems)
+        return made
+
+
+def _each(
+    validate: Callable[[Any], Any], values: Sequence[Any], label: str, wrong: Wrong
+) -> list[Any]:
+    """Validate values one by one; note what is wrong with some."""
+    made: list[Any] = []
+    rest = iter(values)
+    while len(made) < len(values):
+        try:
+            for value in rest:
+                made.append(validate(value))  # what was made is kept
+        except ValidationError as error:
+            wrong.setdefault(len(made), []).extend(problems_of(error, label))
+            made.append(None)
+    return made
+
+
+_NO_DEFAULT = object()
+
+#: Types whose values one may have for several rows.
+_SHARED = (
+    NoneType,
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    Decimal,
+    UUID,
+    Enum,
+    date,
+    time,
+    timedelta,
+)
+
+
+def _default_of(schema: Any, config: Any) -> Any:
+    """Give the value of a field that is not set, if it is the same for every row."""
+    if schema["type"] != "default" or "default" not in schema:
+        return _NO_DEFAULT
+    is_validated = schema.get("validate_default", config.get("validate_default"))
+    default = schema["default"]
+    is_shared = isinstance(default, _SHARED)
+    return default if is_shared and not is_validated else _NO_DEFAULT
+
+
+def _is_left_alone(schema: Any) -> bool:
+    """Whether values are taken as they come."""
+    while schema["type"] in ("default", "nullable"):
+        schema = schema["schema"]
+    return bool(schema["type"] == "any")
+
+
+#: Core schemas that call nothing of the user's, whose values may be validated twice.
+_CALL_NOBODY = frozenset(
+    [
+        "any",
+        "none",
+        "bool",
+        "int",
+        "float",
+        "decimal",
+        "str",
+        "bytes",
+        "date",
+        "time",
+        "datetime",
+        "timedelta",
+        "uuid",
+        "url",
+        "multi-host-url",
+        "literal",
+        "enum",
+        "nullable",
+        "default",
+        "list",
+        "set",
+        "frozenset",
+        "tuple",
+        "dict",
+        "union",
+    ]
+)
+_INNER = ("schema", "items_schema", "keys_schema", "values_schema", "choices")
+
+
+def _calls_nobody(schema: Any) -> bool:
+    """Whether validation by *schema* depends on nothing but the value."""
+    if isinstance(schema, (list, tuple)):
+        # A choice of a union may be a schema and its label.
+        return all(_calls_nobody(each) for each in schema if not isinstance(each, str))
+    return (
+        schema["type"] in _CALL_NOBODY
+        and schema.get("on_error", "raise") == "raise"
+        and "missing" not in schema
+        and all(_calls_nobody(schema[name]) for name in _INNER if name in schema)
+    )

@@ -1,0 +1,282 @@
+"""
+How the fields of a model become columns of a table. Reads mappers; no I/O.
+
+A :class:`Layout` is worked out once for each set of fields a source gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from pydantic import AliasChoices, AliasPath
+from sqlalchemy import Column
+from sqlalchemy.orm import Mapper, RelationshipProperty
+from sqlalchemy.orm.interfaces import MANYTOONE
+
+from ...errors import LoadError
+from ...mapping import columns_of, identifiers
+from ...models import check_fields
+from ...references import Key
+from ..save import OnConflict
+from ..write import Row
+from .sources import Record
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceField:
+    """A field that names a row: what it fills, and with what of that row."""
+
+    name: str
+    position: int
+    mapper: Mapper[Any]
+    local: tuple[Column[Any], ...]
+    #: Where the columns of that row are in what a look-up fetched.
+    remote: tuple[int, ...]
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether the row may be written without it."""
+        return all(column.nullable for column in self.local)
+
+
+class Layout:
+    """How the fields that rows have become columns."""
+
+    def __init__(self, mapper: Mapper[Any], fields: Sequence[str]) -> None:
+        self.fields = tuple(fields)
+        self.references: list[ReferenceField] = []
+        plain_columns: list[Column[Any]] = []
+        self.plain: list[int] = []
+        for position, name in enumerate(fields):
+            prop = mapper.attrs[name]
+            if isinstance(prop, RelationshipProperty):
+                self.references.append(_reference_field(name, position, prop))
+            else:
+                plain_columns.append(mapper.columns[name])
+                self.plain.append(position)
+        made = [
+            *plain_columns,
+            *(column for field in self.references for column in field.local),
+        ]
+        # In the order of the table, which is the order an INSERT is compiled in.
+        tables = sorted(
+            mapper.tables, key=lambda table: table is not mapper.local_table
+        )
+        places = {c: n for n, c in enumerate(c for table in tables for c in table.c)}
+        self.order = sorted(range(len(made)), key=lambda n: places[made[n]])
+        self.columns = tuple(made[n] for n in self.order)
+        #: The attribute each column is filled by.
+        self.names = {
+            column: name
+            for name, column in [
+                *(
+                    (fields[p], c)
+                    for p, c in zip(self.plain, plain_columns, strict=True)
+                ),
+                *((f.name, c) for f in self.references for c in f.local),
+            ]
+        }
+        get = itemgetter(*fields)
+        self.get: Callable[[dict[str, Any]], Row] = (
+            get if len(fields) > 1 else lambda held: (get(held),)
+        )
+
+    def key(self, mapper: Mapper[Any]) -> tuple[Column[Any], ...]:
+        """Give the columns of the first identifier the rows have, if any."""
+        known = identifiers(mapper)
+        present = set(self.columns)
+        for names in known.names:
+            columns = tuple(c for name in names for c in known.part(name).columns)
+            if present.issuperset(columns) and known.is_unique_in_database(columns):
+                return columns
+        return ()
+
+
+def _reference_field(
+    name: str, position: int, prop: RelationshipProperty[Any]
+) -> ReferenceField:
+    if prop.direction is not MANYTOONE or prop.secondary is not None:
+        raise LoadError(
+            f"{prop.parent.class_.__name__}.{name} is a collection; load() writes "
+            f"rows of one table, so only many-to-one references can be in them"
+        )
+    columns = identifiers(prop.mapper).fetched
+    pairs = prop.local_remote_pairs or ()
+    return ReferenceField(
+        name,
+        position,
+        prop.mapper,
+        columns_of(local for local, _ in pairs),
+        tuple(columns.index(remote) for _, remote in pairs),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """
+    Valid rows that set the same fields: where each is from, and its values.
+
+    ``fields`` has them by field, ``columns`` by column of the table.
+    """
+
+    layout: Layout
+    records: list[Record]
+    fields: list[Sequence[Any]] = field(default_factory=list)
+    columns: list[Sequence[Any]] = field(default_factory=list)
+    #: Those that are rejected, by position.
+    refused: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def kept(self) -> list[int]:
+        """The positions of the rows that are not rejected."""
+        if not self.refused:
+            return list(range(len(self.records)))
+        return [n for n in range(len(self.records)) if n not in self.refused]
+
+    def only(self, kept: Sequence[int]) -> Rows:
+        """Give some of the rows, by position; none of these are columns yet."""
+        return Rows(
+            self.layout,
+            [self.records[n] for n in kept],
+            fields=[[values[n] for n in kept] for values in self.fields],
+        )
+
+
+class Layouts:
+    """
+    What a model and a mapped class have to do with each other.
+
+    Attributes:
+        labels: What a source calls each field.
+    """
+
+    def __init__(
+        self, into: type[Any], mapper: Mapper[Any], on_conflict: OnConflict
+    ) -> None:
+        check_fields(into, mapper)
+        self.into = into
+        self.mapper = mapper
+        self.on_conflict = on_conflict
+        self.labels = {name: _label(into, name) for name in into.model_fields}
+        self._composed = {
+            name for name in into.model_fields if _is_composed(into, name)
+        }
+        self._accepted = {name: _accepted(into, name) for name in into.model_fields}
+        self._known = set().union(*self._accepted.values())
+        self._made: dict[frozenset[str], Layout] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model itself says what to do with columns it does not know."""
+        return "extra" in self.into.model_config
+
+    def unknown(self, names: Iterable[str]) -> Iterator[str]:
+        """Give those of *names* that no field of the model is called by."""
+        return (name for name in names if name not in self._known)
+
+    def of_header(self, header: Sequence[str]) -> Layout:
+        """
+        Give the layout for rows that all have the columns *header*.
+
+        Raises:
+            LoadError: The model does not know one of them, or needs another.
+        """
+        unknown = [] if self.is_open else list(self.unknown(header))
+        if unknown:
+            raise LoadError(
+                f"{self.into.__name__} knows no column {', '.join(map(repr, unknown))} "
+                f"(it knows {', '.join(sorted(self._known))}); to leave such "
+                f"columns out, set model_config = ConfigDict(extra='ignore')"
+            )
+        self._check_required(header)
+        return self.of(
+            name
+            for name in self.into.model_fields
+            if not self._accepted[name].isdisjoint(header)
+        )
+
+    def _check_required(self, header: Sequence[str]) -> None:
+        validators = self.into.__pydantic_decorators__.model_validators.values()
+        if any(validator.info.mode != "after" for validator in validators):
+            return  # it may make the column itself
+        missing = [
+            "/".join(sorted(self._accepted[name]))
+            for name, info in self.into.model_fields.items()
+            if info.is_required()
+            and name not in self._composed
+            and self._accepted[name].isdisjoint(header)
+        ]
+        if missing:
+            raise LoadError(
+                f"the source has no column {', '.join(map(repr, missing))}, which "
+                f"{self.into.__name__} requires; its columns are {', '.join(header)}"
+            )
+
+    def of(self, given: Iterable[str]) -> Layout:
+        """
+        Give the layout for rows that set the fields *given*.
+
+        Raises:
+            LoadError: They have no key, and what is in conflict goes by one.
+        """
+        present = frozenset(given)
+        layout = self._made.get(present)
+        if layout is None:
+            # What was not given is left to the database, unless the model has a
+            # value for it.
+            fields = [
+                name
+                for name, info in self.into.model_fields.items()
+                if name in present
+                or name in self._composed
+                or (
+                    info.get_default(call_default_factory=False) is not None
+                    and not info.is_required()
+                )
+                or info.default_factory is not None
+            ]
+            layout = self._made[present] = Layout(self.mapper, fields)
+            if self.on_conflict != "raise" and not layout.key(self.mapper):
+                names = identifiers(self.mapper).names
+                raise LoadError(
+                    f"on_conflict={self.on_conflict!r} needs a unique key of "
+                    f"{self.mapper.class_.__name__} among the fields "
+                    f"({', '.join(layout.fields)}); its keys are "
+                    + " or ".join(f"({', '.join(key)})" for key in names)
+                )
+        return layout
+
+
+def _accepted(model: type[Any], name: str) -> set[str]:
+    """Give what an input may call the field *name* of *model*."""
+    info = model.model_fields[name]
+    config = model.model_config
+    alias = info.validation_alias
+    names = set()
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    for choice in choices:
+        if isinstance(choice, AliasPath):
+            names.add(str(choice.path[0]))
+        elif choice is not None:
+            names.add(choice)
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    if not names or by_name:
+        names.add(name)
+    return names
+
+
+def _label(model: type[Any], name: str) -> str:
+    alias = model.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else name
+
+
+def _is_composed(model: type[Any], name: str) -> bool:
+    """Whether the field takes its key from other fields."""
+    metadata = model.model_fields[name].metadata
+    return any(isinstance(item, Key) and item.composed for item in metadata)

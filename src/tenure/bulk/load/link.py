@@ -1,0 +1,226 @@
+"""References of a batch: looked up, counted, turned into columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import NoneType
+from typing import Any, Literal
+
+from sqlalchemy.orm import Mapper
+
+from ...context import SESSION_BULK_CONTEXT
+from ...mapping import identifiers
+from ...references import (
+    Proxy,
+    Registry,
+    columns_held,
+    is_resolved,
+    serialize_reference,
+    shape_of,
+)
+from ..lookup import resolve
+from ..report import LoadReport
+from ..write import Row
+from .layout import ReferenceField, Rows
+from .rejects import Rejects
+from .savepoints import Attempts
+from .validate import RowValidator, alike
+
+LoadMissing = Literal["reject", "null", "create"]
+
+#: Resolved references kept from one batch for the next.
+KEPT_REFERENCES = 50_000
+
+
+class _Interning:
+    """What validation asks the current bulk for."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def _add_values(self, values: Sequence[Any], payload: Any) -> None:
+        """Leave out rows of other tables: a load writes into one."""
+
+
+class Linker:
+    """
+    The references of one load: equal keys are one proxy, as far as they are kept.
+
+    Attributes:
+        problems: Why what a reference names could not be made, by its id.
+    """
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        report: LoadReport,
+        rejects: Rejects,
+        labels: dict[str, str],
+        on_missing: LoadMissing,
+    ) -> None:
+        self.attempts = attempts
+        self.report = report
+        self.rejects = rejects
+        self.labels = labels
+        self.on_missing = on_missing
+        self.problems: dict[int, str] = {}
+        self._registry = Registry()
+        self._bulk: Any = _Interning(self._registry)
+
+    @contextmanager
+    def registering(self) -> Iterator[None]:
+        """Have what is validated register its references here."""
+        token = SESSION_BULK_CONTEXT.set(self._bulk)
+        try:
+            yield
+        finally:
+            SESSION_BULK_CONTEXT.reset(token)
+
+    def make(self, batches: Iterable[Rows], validator: RowValidator) -> None:
+        """Turn keys into references, in a block of ours; reject what is no key."""
+        for batch in batches:
+            batch.fields = list(map(alike, batch.fields))
+            fields = batch.layout.fields
+            for row, name, error in validator.references(fields, batch.fields):
+                if row not in batch.refused:
+                    batch.refused.add(row)
+                    label, message = self.labels[name], error.message()
+                    self.rejects.add(batch.records[row], label, error.type, message)
+
+    def look_up(self) -> None:
+        """Look up the references that were made since :meth:`forget`."""
+        self.resolve([p for p in self._registry.added() if not is_resolved(p)])
+
+    def resolve(self, references: Sequence[Proxy]) -> None:
+        """Look references up; one whose key is refused stays unresolved."""
+        if not references:
+            return
+        session = self.attempts.session
+        outcome, _ = self.attempts.tried(lambda: resolve(session, references))
+        if outcome is not None:
+            outcome.record()
+        elif len(references) > 1:
+            # In their order: what is inside of a key was registered before it.
+            middle = len(references) // 2
+            self.resolve(references[:middle])
+            self.resolve(references[middle:])
+
+    def is_own(self, reference: Proxy) -> bool:
+        """Whether what *reference* names may be a row of this load."""
+        return is_kin(shape_of(reference).mapper, self.attempts.mapper)
+
+    def forget(self) -> None:
+        """Forget what was not found, which may be there later, or all if it is much."""
+        self.problems.clear()
+        if len(self._registry) > KEPT_REFERENCES:
+            self._registry.forget()
+        else:
+            self._registry.forget_unresolved()
+
+    def link(self, batch: Rows, *, in_circles: bool = False) -> None:
+        """
+        Make the columns of *batch*; count its references, reject what lacks one.
+
+        Args:
+            in_circles: Whether its rows wait for each other.
+        """
+        layout = batch.layout
+        columns: list[Sequence[Any]] = [batch.fields[n] for n in layout.plain]
+        for reference in layout.references:
+            values = batch.fields[reference.position]
+            found = _rows_of(reference.mapper, values)
+            self._count(batch, reference, values, found, in_circles=in_circles)
+            for position in reference.remote:
+                columns.append(
+                    [None if row is None else row[position] for row in found]
+                )
+        batch.columns = [columns[n] for n in layout.order]
+
+    def _count(
+        self,
+        batch: Rows,
+        reference: ReferenceField,
+        values: Sequence[Any],
+        found: list[Any],
+        *,
+        in_circles: bool,
+    ) -> None:
+        """Count what was found and what is missing; refuse rows that need it."""
+        name = reference.mapper.class_.__name__
+        count = self.report.count_of(name)
+        empty = found.count(None)
+        count.resolved += len(found) - empty
+        if not empty:
+            return
+        required = self.on_missing != "null" or not reference.is_optional
+        for row in [row for row, identity in enumerate(found) if identity is None]:
+            value = values[row]
+            if value is None:
+                continue
+            key = key_values(value)
+            count.miss(key)
+            if not required or row in batch.refused:
+                continue
+            batch.refused.add(row)
+            label = self.labels[reference.name]
+            described = f"{name}({', '.join(map(repr, key))})"
+            if in_circles and any(map(self.is_own, nested_in(value))):
+                reason = "circle"
+                message = f"{described} is a row of the source that waits for this one"
+            else:
+                reason = "missing"
+                message = f"there is no {described}"
+                if self.on_missing == "null":
+                    message += ", and it is required"
+                if id(value) in self.problems:
+                    message += f", and {self.problems[id(value)]}"
+            self.rejects.add(batch.records[row], label, reason, message)
+
+
+def is_kin(one: Mapper[Any], other: Mapper[Any]) -> bool:
+    """Whether a row of one may be a row of the other."""
+    return one.base_mapper is other.base_mapper
+
+
+def is_pending(value: Any) -> bool:
+    """Whether *value* is a reference that is not resolved."""
+    return type(value) is Proxy and not is_resolved(value)
+
+
+def nested_in(value: Any) -> Iterator[Proxy]:
+    """Give the references in a key, and *value* itself last, if it is one."""
+    if type(value) is Proxy:
+        for part in value._tenure_values:
+            yield from nested_in(part)
+        yield value
+
+
+def _rows_of(mapper: Mapper[Any], values: Sequence[Any]) -> list[Row | None]:
+    if {Proxy, NoneType}.issuperset(map(type, values)):
+        return [None if value is None else value._tenure_row for value in values]
+    return [_row_of(mapper, value) for value in values]
+
+
+def _row_of(mapper: Mapper[Any], value: Any) -> Row | None:
+    if value is None:
+        return None
+    if type(value) is Proxy:
+        row = value._tenure_row
+        if row is not None or value._tenure_target is None:
+            return row
+        value = value._tenure_target
+    row = columns_held(value, identifiers(mapper).fetched)
+    return None if None in row[: len(mapper.primary_key)] else row
+
+
+def key_values(value: Any) -> Row:
+    """Give the key of a reference as plain values, those of keys inside in line."""
+    if type(value) is not Proxy:
+        return (repr(value),)
+    flat: list[Any] = []
+    for part in value._tenure_values:
+        flat.extend(
+            key_values(part) if type(part) is Proxy else [serialize_reference(part)]
+        )
+    return tuple(flat)

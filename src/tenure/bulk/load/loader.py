@@ -1,0 +1,483 @@
+"""
+Loading: read, validate, resolve, write, report, batch by batch.
+
+Everything of one batch is dropped before the next, apart from a bounded number of
+resolved references, and rows that wait for others, which are put aside.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from inspect import iscoroutinefunction
+from time import perf_counter
+from typing import IO, Any, Literal
+
+from sqlalchemy import Table, insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.session import SessionTransactionState
+
+from ...errors import LoadError, RejectedRowsError
+from ...mapping import mapper_of
+from ...models import entity_of
+from ..pause_gc import paused
+from ..report import LoadReport
+from ..save import OnConflict
+from .checking import Checker
+from .create import Creator
+from .layout import Layouts, Rows
+from .link import Linker, LoadMissing, is_kin
+from .order import Order, Waiter, has_pending, named_by
+from .rejects import Rejects, RejectsFile
+from .savepoints import Attempts
+from .sources import Record, Records
+from .spool import Aside
+from .validate import RowValidator
+from .write import RefusingWriter
+
+Commit = Literal["once", "batch"]
+Progress = Callable[[LoadReport], object]
+Source = str | os.PathLike[str] | IO[Any] | Iterable[Any]
+
+
+def load(
+    session: Session,
+    source: Any,
+    into: type[Any],
+    *,
+    on_missing: LoadMissing = "reject",
+    on_conflict: OnConflict = "raise",
+    batch_size: int = 10_000,
+    commit: Commit = "once",
+    max_errors: int | None = 0,
+    rejects: Any = None,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    start: int = 1,
+    null: Iterable[str] = ("",),
+    format: str | None = None,
+    between: Callable[[object], None] | None = None,
+) -> LoadReport:
+    """
+    Load rows; see ``SessionBulk.load``.
+
+    Args:
+        between: Called after each batch, with what *progress* gave.
+    """
+    _one_of("on_missing", on_missing, ("reject", "null", "create"))
+    _one_of("on_conflict", on_conflict, ("raise", "update", "skip"))
+    _one_of("commit", commit, ("once", "batch"))
+    _one_of("format", format, (None, "csv", "jsonl", "parquet"))
+    for name, number in (("batch_size", batch_size), ("start", start)):
+        if number < 1:
+            raise LoadError(f"{name} is at least 1, not {number}")
+    if max_errors is not None and max_errors < 0:
+        raise LoadError(f"max_errors is 0 or more, or None, not {max_errors}")
+    if iscoroutinefunction(progress) and between is None:
+        raise LoadError(
+            f"progress got the coroutine function {progress!r}, which a sync session "
+            f"cannot await; load with an async session"
+        )
+    if _is_one_file(source, rejects):
+        raise LoadError(
+            f"rejects would overwrite the source, {rejects!s}; name another file"
+        )
+    if rejects is not None and _is_one_file(_database_file(session, into), rejects):
+        raise LoadError(
+            f"rejects would overwrite the database, {rejects!s}; name another file"
+        )
+    file = RejectsFile(rejects, start=start)
+    with Records(source, format=format, null=null, start=start) as records:
+        loader = _Loader(
+            session,
+            records,
+            into,
+            on_missing=on_missing,
+            on_conflict=on_conflict,
+            commit=commit,
+            dry_run=dry_run,
+            max_errors=max_errors,
+            start=start,
+            rejects=file,
+        )
+        file.open()
+        try:
+            return loader.run(batch_size, _told(progress, between))
+        finally:
+            file.close()
+
+
+def _told(
+    progress: Progress | None, between: Callable[[object], None] | None
+) -> Callable[[LoadReport], None]:
+    def tell(report: LoadReport) -> None:
+        answer = None if progress is None else progress(report)
+        if between is not None:
+            between(answer)
+
+    return tell
+
+
+def _database_file(session: Session, into: type[Any]) -> str | None:
+    """Give the file that rows go to, if that is one of SQLite."""
+    mapper = mapper_of(entity_of(into))
+    engine = session.get_bind(mapper, clause=insert(mapper)).engine
+    return engine.url.database if engine.dialect.name == "sqlite" else None
+
+
+def _is_one_file(source: Any, rejects: Any) -> bool:
+    one, other = map(_status, (source, rejects))
+    return one is not None and other is not None and os.path.samestat(one, other)
+
+
+def _status(file: Any) -> os.stat_result | None:
+    """Give what the system knows of a path or an open file, if it is a plain one."""
+    try:
+        status = os.stat(file.fileno() if hasattr(file, "fileno") else file)
+    except (OSError, TypeError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> None:
+    if given not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise LoadError(f"{name} is one of {options}, not {given!r}")
+
+
+class _Loader:
+    """One load: what was asked for, and how far it is."""
+
+    def __init__(
+        self,
+        session: Session,
+        records: Records,
+        into: type[Any],
+        *,
+        on_missing: LoadMissing,
+        on_conflict: OnConflict,
+        commit: Commit,
+        dry_run: bool,
+        max_errors: int | None,
+        start: int,
+        rejects: RejectsFile,
+    ) -> None:
+        self.session = session
+        self.records = records
+        self.on_missing = on_missing
+        self.commits_batches = commit == "batch" and not dry_run
+        self.max_errors = max_errors
+        self.mapper = mapper_of(entity_of(into))
+        self.layouts = Layouts(into, self.mapper, on_conflict)
+        self.report = LoadReport(
+            into=self.mapper.class_.__name__,
+            bytes_total=records.total,
+            resume=start,
+            dry_run=dry_run,
+        )
+        self.rejects = Rejects(self.report, rejects, records.header)
+        self.attempts = Attempts(session, self.mapper)
+        labels = self.layouts.labels
+        self.linker = Linker(
+            self.attempts, self.report, self.rejects, labels, on_missing
+        )
+        self.writer = RefusingWriter(
+            self.attempts, self.report, self.rejects, labels, on_conflict
+        )
+        named = named_by(self.mapper, into.model_fields)
+        self.creator = (
+            Creator(self.attempts, self.report, self.linker, named)
+            if on_missing == "create"
+            else None
+        )
+        self.validator = RowValidator(into, json=records.json)
+        self.checker = Checker(records, self.layouts, self.rejects, self.validator)
+        self.names_itself = any(is_kin(each, self.mapper) for each in named)
+        self.aside = Aside()
+        self.line = start - 1
+        self.committed = self.report.counts()
+
+    def run(self, size: int, tell: Callable[[LoadReport], None]) -> LoadReport:
+        """Load everything, and end the transaction."""
+        session = self.session
+        # What the session did before is not this load's to undo.
+        outer = session.begin_nested() if session.in_transaction() else None
+        try:
+            for _ in self._batches(size):
+                if self.is_over and not self.rejects.file.is_given:
+                    break
+                # A row that waits is not behind the resume point before it is written.
+                if self.commits_batches and not self.is_over and not self.aside:
+                    self._commit()
+                    outer = None  # committed with the rest
+                self._tell(tell)
+            if self.is_over:
+                assert self.max_errors is not None
+                raise RejectedRowsError(self.report, self.max_errors)
+            self._tell(tell)
+            if self.report.dry_run:
+                self._undo(outer)
+            else:
+                if outer is not None:
+                    outer.commit()
+                self._commit(is_last=True)
+            return self.report
+        except BaseException as error:
+            self._undo(outer)
+            self._explain(error)
+            raise
+        finally:
+            self.aside.close()
+
+    def _batches(self, size: int) -> Iterator[None]:
+        """Load batch by batch: those of the source, then what was put aside."""
+        while last := self._load_next(size):
+            self.line = last
+            self.report.bytes_read = self.records.position
+            yield
+        self.report.bytes_read = self.records.position
+        while self.aside:
+            with paused():
+                self._load_aside(size)
+            yield
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more rows were rejected than are tolerated."""
+        return self.max_errors is not None and self.report.rejected > self.max_errors
+
+    def _tell(self, tell: Callable[[LoadReport], None]) -> None:
+        with self._undisturbed("progress"):
+            tell(self.report)
+
+    @contextmanager
+    def _undisturbed(self, who: str) -> Iterator[None]:
+        """
+        Call what may use the session, but not end the transaction it is in.
+
+        Raises:
+            LoadError: It did: rows that were counted may be gone.
+        """
+        before = self._transactions
+        yield
+        if before[0] is not None and before != self._transactions:
+            raise LoadError(
+                f"{who} ended the transaction of the load, so nobody can say what is "
+                f"left of it; let {who} use a session of its own"
+            )
+
+    @property
+    def _transactions(self) -> tuple[Any, Any]:
+        session = self.session
+        return session.get_transaction(), session.get_nested_transaction()
+
+    def _commit(self, *, is_last: bool = False) -> None:
+        # Good rows are kept only if there is a record of the bad ones.
+        self.rejects.file.flush()
+        transaction = self.session.get_transaction()
+        try:
+            with self._timed("commit"):
+                self.session.commit()
+        except Exception:
+            # What is called after a commit may raise; it is one all the same.
+            if transaction and transaction._state is SessionTransactionState.COMMITTED:
+                self._note_commit(is_last=is_last)
+            raise
+        self._note_commit(is_last=is_last)
+
+    def _note_commit(self, *, is_last: bool) -> None:
+        self.report.committed = True
+        self.report.kept = self.report.rows - self.report.rejected
+        self.report.resume = None if is_last else self.line + 1
+        if self.commits_batches or is_last:
+            self.committed = self.report.counts()
+
+    def _undo(self, outer: Any) -> None:
+        """Roll back to where the load began; never hides the error on its way."""
+        try:
+            if outer is not None and outer.is_active:
+                outer.rollback()
+            else:
+                self.session.rollback()
+        except SQLAlchemyError:
+            # The connection is gone or the database ended the transaction by
+            # itself; either way there is nothing left to undo.
+            self.session.invalidate()
+
+    def _explain(self, error: BaseException) -> None:
+        """Let *error* say how far the load was, and what there is of it."""
+        if isinstance(error, SQLAlchemyError):
+            kept = self.report.kept
+            error.add_note(
+                f"load: the error came after {self.report.rows:,} rows, in the "
+                f"batch after line {max(self.line, 0):,}; "
+                + (
+                    f"{kept:,} rows were kept, all before line {self.report.resume:,}"
+                    if kept
+                    else "none was kept"
+                )
+            )
+        if not isinstance(error, RejectedRowsError):
+            self.report.restore(self.committed)
+            with suppress(AttributeError):  # one with slots has no place for it
+                error.report = self.report  # type: ignore[attr-defined]  # as above
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.report.seconds
+            seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - started
+
+    def _load_next(self, size: int) -> int:
+        """Load the next batch; give its last line, 0 at the end of the source."""
+        # Others run while an async source makes us wait.
+        with nullcontext() if self.records.is_async else paused():
+            with self._timed("read"), self._undisturbed("the source"):
+                records = self.records.take(size)
+            if not records:
+                return 0
+            with paused():
+                self._load(records)
+            return records[-1][0]
+
+    def _load(self, records: list[Record], *, is_last: bool = False) -> None:
+        """
+        Load a batch; rows that wait for rows to come are put aside.
+
+        Args:
+            is_last: Whether what the rows wait for can be among those only that
+                were put aside; they are of these themselves.
+        """
+        batches = self._linked(records)
+        left = 0
+        if not self.names_itself or not (
+            self.aside or any(has_pending(batch, self.mapper) for batch in batches)
+        ):
+            self._put(batches)
+        else:
+            left = self._put_in_order(batches, is_last=is_last)
+        self.report.rows += len(records) - left
+        self.linker.forget()
+
+    def _linked(self, records: list[Record]) -> list[Rows]:
+        """Validate rows and look up what they name."""
+        self.rejects.lines.clear()
+        with self._timed("validate"), self.linker.registering():
+            batches = self.checker.rows(records)
+        with self._timed("resolve"):
+            with self.linker.registering():
+                self.linker.make(batches, self.validator)
+            self.linker.look_up()
+        return batches
+
+    def _load_aside(self, size: int) -> None:
+        """Load some of what was put aside."""
+        before = len(self.aside)
+        with self._timed("read"):
+            records = self.aside.free(size)
+        if records:
+            self._load(records, is_last=True)
+        else:
+            # A row that is there now may have the key of one that still waits.
+            for each in self.aside.everything(size):
+                self._load(each, is_last=True)
+        if len(self.aside) == before:
+            self._load_circles(size)
+
+    def _load_circles(self, size: int) -> None:
+        """Load or reject rows that wait for each other, where none can be first."""
+        circles = self.aside.circles(size)
+        if self.on_missing == "null":
+            # Without its reference the first one can be; the others follow it.
+            circles = [records[:1] for records in circles]
+        records = sorted((r for each in circles for r in each), key=lambda r: r[0])
+        self._put(self._linked(records), in_circles=True)
+        self.aside.remove(line for line, _ in records)
+        self.report.rows += len(records)
+        self.linker.forget()
+
+    def _put_in_order(self, batches: Sequence[Rows], *, is_last: bool) -> int:
+        """Write rows, those that are named first; give how many are put aside."""
+        with self._timed("resolve"):
+            order = Order(batches, self.mapper, self.aside)
+        if is_last:
+            # Rejected by now.
+            self.aside.remove(self.rejects.lines)
+        ready = order.ready()
+        while True:
+            while ready:
+                ready = self._settle(order, ready)
+            with self._timed("resolve"):
+                if is_last:
+                    ready = order.lacking()
+                else:
+                    order.put_aside()
+            if not ready:
+                return len(order.left)
+
+    def _settle(self, order: Order, ready: Sequence[Waiter]) -> list[Waiter]:
+        """Write rows; give those that can be written after them."""
+        before = self.report.created + self.report.updated
+        self._put(order.rows(ready))
+        self.aside.remove(waiter.line for waiter in ready)
+        is_new = self.report.created + self.report.updated > before
+        with self._timed("resolve"):
+            return order.after(ready, self.linker.resolve, is_new=is_new)
+
+    def _put(self, batches: Sequence[Rows], *, in_circles: bool = False) -> None:
+        """Make what is missing, if that is asked for; write rows."""
+        creator = None if in_circles else self.creator
+        if creator is not None and self._staged:
+            creator.take_turns(self._staged)
+        while creator is not None and (wanted := creator.wanted(batches)):
+            creator.take_turns(self._staged)
+            before = self.report.counts()
+
+            def step(creator: Creator = creator, wanted: Any = wanted) -> bool:
+                with self._timed("resolve"):
+                    creator.create(wanted)
+                self._write(batches, is_attempt=True)
+                for batch in batches:
+                    batch.refused |= {
+                        n
+                        for n, (line, _) in enumerate(batch.records)
+                        if line in self.rejects.lines
+                    }
+                return not creator.orphans(wanted, batches)
+
+            if self.attempts.done_if(step):
+                return
+            # Once more, without the rows that were rejected and what they named.
+            creator.forget(wanted)
+            self.report.unwrite(before)
+        self._write(batches, in_circles=in_circles)
+
+    @property
+    def _staged(self) -> list[Table]:
+        """The table of the rows, if they take turns with those of others."""
+        table = self.mapper.local_table
+        if self.layouts.on_conflict == "raise" or not isinstance(table, Table):
+            return []
+        return [table]
+
+    def _write(
+        self,
+        batches: Sequence[Rows],
+        *,
+        in_circles: bool = False,
+        is_attempt: bool = False,
+    ) -> None:
+        """Turn rows into columns and write them; what is an attempt keeps fields."""
+        with self._timed("resolve"):
+            for batch in batches:
+                self.linker.link(batch, in_circles=in_circles)
+                if not is_attempt:
+                    batch.fields = []
+        with self._timed("write"):
+            self.writer.write(batches)

@@ -1,0 +1,200 @@
+"""
+Validating many rows: each by its model, references column by column.
+
+A reference costs more to validate than to look up in a dictionary, and a column
+of them holds few different ones. So where a model does nothing with a reference
+itself, rows are validated with references left as they came, and each different
+one is validated once. What comes out, and what is refused, is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from operator import attrgetter, itemgetter
+from types import NoneType
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
+
+from ...references import Proxy, ReferenceValidator
+from ..write import one_zone
+from .fields import fields_of
+
+#: A row (by position) and field that is no valid reference, and why.
+Refused = tuple[int, str, PydanticCustomError]
+
+
+class RowValidator:
+    """
+    Validates records into models, and columns into references.
+
+    Attributes:
+        later: The fields whose references :meth:`references` makes.
+        optional: Those of them that may be null.
+    """
+
+    def __init__(self, model: type[BaseModel], *, json: bool) -> None:
+        fields = fields_of(model)
+        self.later = {} if fields is None else fields.later
+        self.optional = set() if fields is None else fields.optional
+        validator: Any = (
+            model.__pydantic_validator__ if fields is None else fields.validator()
+        )
+        #: Validates one record; raises ``ValidationError``.
+        self.validate: Callable[[Any], Any] = (
+            validator.validate_json if json else validator.validate_python
+        )
+        # A model that does nothing of its own with its values need not be made
+        # only to be taken apart: without it there are its values, extra ones,
+        # and the names of those that were set.
+        #: Gives the values by field of what :attr:`validate` gave.
+        self.values: Callable[[Any], dict[str, Any]] = (
+            attrgetter("__dict__") if fields is None else itemgetter(0)
+        )
+        #: Gives the names of the fields that were set.
+        self.given: Callable[[Any], set[str]] = (
+            attrgetter("__pydantic_fields_set__") if fields is None else itemgetter(2)
+        )
+
+    def references(
+        self, fields: Sequence[str], columns: list[Sequence[Any]]
+    ) -> list[Refused]:
+        """
+        Turn the columns of :attr:`later` fields into references, in place.
+
+        Called with the bulk current that references register with.
+        """
+        refused: list[Refused] = []
+        places = {name: place for place, name in enumerate(fields)}
+        for name, validator in self.later.items():
+            if name not in places:
+                continue
+            if validator.sources:
+                made = self._composed(validator, places, columns, name, refused)
+            else:
+                optional = name in self.optional
+                given = columns[places[name]]
+                made = _each(validator, name, given, refused, optional=optional)
+            columns[places[name]] = made
+        return refused
+
+    def _composed(
+        self,
+        validator: ReferenceValidator,
+        places: dict[str, int],
+        columns: list[Sequence[Any]],
+        name: str,
+        refused: list[Refused],
+    ) -> list[Any]:
+        given = columns[places[name]]
+        sources = [columns[places[source]] for source in validator.sources]
+        broken = {row for row, _, _ in refused}
+        tokens = list(zip(*map(_tokens, sources), strict=True))
+        if not {NoneType}.issuperset(map(type, given)):
+            # What was given comes before what would be composed.
+            broken.update(row for row, value in enumerate(given) if value is not None)
+            given = _each(validator, name, given, refused, optional=True)
+        made: dict[Any, Any] = {}
+        wrong: dict[Any, PydanticCustomError] = {}
+        for row, token in enumerate(tokens):
+            if token not in made and row not in broken:
+                made[token] = None
+                try:
+                    parts = tuple([column[row] for column in sources])
+                    made[token] = validator.compose(None, parts)
+                except PydanticCustomError as error:
+                    wrong[token] = error
+        if wrong:
+            refused.extend(
+                (row, name, wrong[token])
+                for row, token in enumerate(tokens)
+                if token in wrong and row not in broken
+            )
+        return [
+            made.get(token) if value is None else value
+            for token, value in zip(tokens, given, strict=True)
+        ]
+
+
+def _tokens(values: Sequence[Any]) -> Sequence[Any]:
+    """Give for each value what tells it apart from every other one of its column."""
+    kinds = set(map(type, values))
+    if kinds <= {Proxy, NoneType}:
+        return list(map(id, values))
+    if kinds == {str}:
+        return values
+    if kinds == {datetime} and one_zone(values):
+        return values
+    return [
+        id(value)
+        if type(value) is Proxy
+        else (datetime, value, value.tzinfo)
+        if type(value) is datetime
+        else (type(value), value)
+        for value in values
+    ]
+
+
+def alike(values: Sequence[Any]) -> Sequence[Any]:
+    """
+    Give *values* with equal times made one object.
+
+    Comparing two times in a zone asks both zones each time, which adds up over the
+    dictionaries and the sorting that a column goes through.
+    """
+    if type(values[0]) is not datetime:
+        return values
+    if set(map(type, values)) != {datetime} or not one_zone(values):
+        return values
+    known: dict[Any, Any] = {}
+    return [known.setdefault(value, value) for value in values]
+
+
+class _References(dict[Any, Any]):
+    """What a validator makes of texts, each made once."""
+
+    def __init__(self, validator: ReferenceValidator, *, optional: bool) -> None:
+        super().__init__({None: None} if optional else {})
+        self.validator = validator
+        self.wrong: dict[Any, PydanticCustomError] = {}
+
+    def __missing__(self, text: str | None) -> Any:
+        found = None
+        try:
+            found = self.validator(text)
+        except PydanticCustomError as error:
+            self.wrong[text] = error
+        self[text] = found
+        return found
+
+
+def _each(
+    validator: ReferenceValidator,
+    name: str,
+    given: Sequence[Any],
+    refused: list[Refused],
+    *,
+    optional: bool,
+) -> list[Any]:
+    # Only texts are safe as they came: 1, 1.0 and True are one key of a dict.
+    if {str, NoneType}.issuperset(map(type, given)):
+        made = _References(validator, optional=optional)
+        references = list(map(made.__getitem__, given))
+        if made.wrong:
+            refused.extend(
+                (row, name, made.wrong[value])
+                for row, value in enumerate(given)
+                if value in made.wrong
+            )
+        return references
+    references = []
+    for row, value in enumerate(given):
+        try:
+            is_null = value is None and optional
+            references.append(None if is_null else validator(value))
+        except PydanticCustomError as error:
+            refused.append((row, name, error))
+            references.append(None)
+    return references

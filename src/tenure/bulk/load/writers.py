@@ -1,0 +1,275 @@
+"""
+Rows of one table, written in as few calls of the driver as it can take.
+
+A writer is chosen by what the mapping needs and by dialect. Those that go
+around the unit of work are used only where it would do the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Table,
+    bindparam,
+    inspect,
+    literal_column,
+    or_,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.orm import Session
+
+from ..save import flush
+from ..value import Value
+from ..write import (
+    Copy,
+    Place,
+    Processed,
+    Row,
+    Stage,
+    Target,
+    Written,
+    can_copy,
+    comparable,
+    stage,
+    take_turn,
+)
+
+
+class Writer(Protocol):
+    """Writes rows, tuples in the order of the target's columns."""
+
+    def rows(self, columns: Sequence[Sequence[Any]]) -> list[Row]:
+        """Make rows, as :meth:`write` takes them, of values by column."""
+        ...
+
+    def write(self, rows: Sequence[Row]) -> Written:
+        """Write *rows*; on an error some of them may be written."""
+        ...
+
+
+def writer(session: Session, connection: Connection, target: Target) -> Writer:
+    """Give the fastest writer that does what the unit of work would do."""
+    if needs_unit_of_work(target):
+        return _UnitOfWork(session, target)
+    if target.on_conflict != "raise" and connection.dialect.name != "sqlite":
+        staged = stage(connection, target, target.changing)
+        return _UnitOfWork(session, target) if staged is None else _Staged(staged)
+    if not can_copy(connection):
+        return _Insert(connection, target)
+    if Place(connection, target.table).habits.takes_inserts_only:
+        return _UnitOfWork(session, target)
+    return Copy(connection, target)
+
+
+_EVENTS = ("before_insert", "after_insert", "before_update", "after_update")
+
+
+def needs_unit_of_work(target: Target) -> bool:
+    """Whether something about the mapping is done by the unit of work only."""
+    mapper = target.mapper
+    if mapper.version_id_col is not None or len(mapper.tables) != 1:
+        return True
+    if mapper.polymorphic_on is not None or not isinstance(mapper.local_table, Table):
+        return True
+    if any(getattr(mapper.dispatch, name) for name in _EVENTS):
+        return True
+    present = set(target.columns)
+    for column in mapper.local_table.columns:
+        if column.onupdate is not None and target.on_conflict == "update":
+            return True
+        if column in present:
+            continue
+        default = column.default
+        if default is not None and not default.is_sequence:
+            return True
+    return False
+
+
+class _UnitOfWork:
+    """Rows as mapped objects, flushed and let go."""
+
+    def __init__(self, session: Session, target: Target) -> None:
+        self.session = session
+        self.target = target
+        self.names = [
+            target.mapper.get_property_by_column(column).key
+            for column in target.columns
+        ]
+
+    def rows(self, columns: Sequence[Sequence[Any]]) -> list[Row]:
+        """Make rows of columns; the unit of work applies types itself."""
+        return list(zip(*columns, strict=True))
+
+    def write(self, rows: Sequence[Row]) -> Written:
+        """Add, flush and expunge one object for each row."""
+        total = Written()
+        for some in self._rounds(rows):
+            total += self._write(some)
+        return total
+
+    def _rounds(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Put rows of one key into rounds of their own, in the order they came."""
+        if self.target.on_conflict == "raise":
+            return [list(rows)]
+        key = [self.target.columns.index(column) for column in self.target.key]
+        rounds: list[list[Row]] = []
+        seen: Counter[Row] = Counter()
+        for row in rows:
+            token = tuple([row[place] for place in key])
+            if seen[token] == len(rounds):
+                rounds.append([])
+            rounds[seen[token]].append(row)
+            seen[token] += 1
+        return rounds
+
+    def _write(self, rows: Sequence[Row]) -> Written:
+        entity = self.target.mapper.class_
+        instances = []
+        # What an __init__ does for a subclass; there is none here.
+        discriminate = self.target.mapper._set_polymorphic_identity
+        for row in rows:
+            instance = self.target.mapper.class_manager.new_instance()
+            if discriminate is not None:
+                discriminate(inspect(instance))
+            for name, value in zip(self.names, row, strict=True):
+                setattr(instance, name, value)
+            instances.append(instance)
+        values = [Value.of(instance, entity) for instance in instances]
+        report = flush(
+            self.session,
+            values,
+            on_conflict=self.target.on_conflict,
+            update_fields=None,
+            on_duplicate="first",
+        )
+        for value in values:
+            # What the session knew before is the program's.
+            if inspect(value.instance).persistent and not value.was_known:
+                self.session.expunge(value.instance)
+        return Written(report.created, report.updated, report.unchanged, report.skipped)
+
+
+class _Staged:
+    """Rows by way of a temporary table."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.rows = stage.rows
+
+    def write(self, rows: Sequence[Row]) -> Written:
+        """Write rows, those of one key one after the other."""
+        # A batch of another load may hold what this one writes, and want what an
+        # earlier batch of this one has written.
+        take_turn(self.stage.connection, self.stage.table)
+        counts = self.stage.write_all(rows)
+        if counts is None:
+            counts = Counter()
+            for turn in self.stage.turns():
+                some = [rows[line] for line in turn]
+                counts.update(self.stage.write_all(some, distinct=True) or {})
+        return Written(**{str(status): times for status, times in counts.items()})
+
+
+class _Insert(Processed):
+    """The driver's ``executemany``."""
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        super().__init__(connection, target)
+        self.named = connection.dialect.paramstyle in ("named", "pyformat")
+        #: What tells how many rows were inserted, where one statement also updates.
+        self.newest = ""
+        if target.on_conflict == "raise":
+            self.statements = [self.sql(self.insert(target.table))]
+            return
+        upsert = sqlite.insert(target.table).values(
+            {column.name: bindparam(column.name) for column in target.columns}
+        )
+        changing = target.changing
+        self.statements = [self.sql(upsert.on_conflict_do_nothing(target.key))]
+        if target.on_conflict == "skip" or not changing:
+            return
+        differs: list[Any] = [
+            literal_column(f"{form.format(name)} IS NOT {form.format(excluded)}")
+            for form, name, excluded in self._compared(changing)
+        ]
+        update = self.sql(
+            upsert.on_conflict_do_update(
+                target.key,
+                set_={c.name: upsert.excluded[c.name] for c in changing},
+                where=or_(*differs),
+            )
+        )
+        counter: Any = target.table.autoincrement_column
+        if counter is None or counter in target.columns or not self._is_counted():
+            self.statements.append(update)
+        else:
+            # Each new row has the next number.
+            self.statements = [update]
+            table = Place(connection, target.table).name
+            self.newest = f"SELECT coalesce(max(_rowid_), 0) FROM {table}"
+
+    def _is_counted(self) -> bool:
+        """
+        Whether each new row has the number after the greatest one.
+
+        With AUTOINCREMENT it has not, and a trigger may add rows of its own.
+        """
+        table = self.target.table
+        if not table.dialect_options["sqlite"]["with_rowid"]:
+            return False
+        schema = ""
+        if table.schema is not None:
+            prepare = self.connection.dialect.identifier_preparer
+            schema = f"{prepare.quote_schema(table.schema)}."
+        sql = (
+            f"SELECT sql FROM {schema}sqlite_master WHERE tbl_name = ? "
+            f"COLLATE NOCASE AND type IN ('table', 'trigger')"
+        )
+        found = self.connection.exec_driver_sql(sql, (table.name,)).scalars().all()
+        return len(found) == 1 and "autoincrement" not in found[0].lower()
+
+    def _compared(
+        self, columns: Sequence[Column[Any]]
+    ) -> Iterator[tuple[str, str, str]]:
+        prepare = self.connection.dialect.identifier_preparer
+        table = Place(self.connection, self.target.table).name
+        for column in columns:
+            name = prepare.quote(column.name)
+            form = comparable(column, self.connection.dialect)
+            yield form, f"{table}.{name}", f"excluded.{name}"
+
+    def write(self, rows: Sequence[Row]) -> Written:
+        """
+        Insert; with a conflict policy, insert what is new and update the rest.
+
+        Where the numbers of rows do not tell which of the two was done, in two passes.
+        """
+        before = self._newest()
+        first, *more = [self._execute(sql, rows) for sql in self.statements]
+        created = self._newest() - before if self.newest else first
+        left = len(rows) - created
+        match self.target.on_conflict:
+            case "raise":
+                return Written(created=len(rows))
+            case "skip":
+                return Written(created=created, skipped=left)
+        updated = first - created if self.newest else sum(more)
+        return Written(created=created, updated=updated, unchanged=left - updated)
+
+    def _newest(self) -> int:
+        if not self.newest:
+            return 0
+        number: int = self.connection.exec_driver_sql(self.newest).scalar_one()
+        return number
+
+    def _execute(self, sql: str, rows: Sequence[Row]) -> int:
+        parameters: Any = rows
+        if self.named:
+            names = [column.name for column in self.target.columns]
+            parameters = [dict(zip(names, row, strict=True)) for row in rows]
+        return self.connection.exec_driver_sql(sql, parameters).rowcount

@@ -1,0 +1,270 @@
+"""
+New values written by key, around the unit of work.
+
+How their rows are written is in :mod:`._upsert`, what is asked of their class in
+:mod:`._insert`. What does not fit goes the general way: its row is looked up, and the
+unit of work writes what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from ..mapping import identifiers
+from .insertion import Insertion, State, Values, insertion
+from .lookup import orders_alike
+from .report import Status
+from .write import Outcome, Target, in_key_order, stage
+
+#: What became of a value, and the session's instance of its row.
+Merged = tuple[Status, Any]
+
+
+def merge(
+    session: Session,
+    instances: Iterable[Any],
+    on_conflict: Literal["update", "skip"],
+    allowed: set[str] | None,
+    size: int,
+) -> dict[State, Merged]:
+    """
+    Write new instances by key, those that can be; say what became of each.
+
+    Args:
+        allowed: The attributes that an update may change; ``None``: all that are set.
+        size: How many are written at once, where it is known that their keys differ.
+    """
+    classes: dict[Mapper[Any], list[State]] = {}
+    for instance in instances:
+        state: State = instance._sa_instance_state
+        classes.setdefault(state.mapper, []).append(state)
+    merged: dict[State, Merged] = {}
+    for mapper, states in classes.items():
+        if mapper.polymorphic_on is not None:
+            continue  # the row may be one of another class
+        writer = insertion(session, mapper)
+        if writer is None or _changes_by_itself(writer):
+            continue
+        for names, alike in _alike(writer, states).items():
+            key = _key(writer, names)
+            if key:
+                merging = _Merging(writer, names, key, on_conflict, allowed)
+                merged |= merging.write(alike, size)
+    return merged
+
+
+def _changes_by_itself(writer: Insertion) -> bool:
+    """Whether an update does more than to set what was given."""
+    dispatch = writer.mapper.dispatch
+    return bool(dispatch.before_update or dispatch.after_update) or any(
+        attribute.column.onupdate is not None
+        or attribute.column.server_onupdate is not None
+        for attribute in writer.attributes
+    )
+
+
+def _alike(
+    writer: Insertion, states: Sequence[State]
+) -> dict[frozenset[str], list[State]]:
+    """Group instances by the columns they set; without those that must go otherwise."""
+    names = {attribute.key for attribute in writer.attributes}
+    groups: dict[frozenset[str], list[State]] = {}
+    for state in states:
+        if not writer.fits(state, ()) or not writer.collections.isdisjoint(state.dict):
+            continue
+        given = names & state.dict.keys()
+        for relationship in writer.parents:
+            if relationship.key in state.committed_state:
+                given |= {
+                    writer.mapper.get_property_by_column(local).key
+                    for local in relationship.local_columns
+                }
+        groups.setdefault(frozenset(given), []).append(state)
+    return groups
+
+
+def _key(writer: Insertion, names: frozenset[str]) -> tuple[str, ...]:
+    """Give the one identifier that is set; several might name several rows."""
+    known = identifiers(writer.mapper)
+    complete = [key for key in known.names if names.issuperset(key)]
+    if len(complete) != 1:
+        return ()
+    columns = [of for name in complete[0] for of in known.part(name).columns]
+    return complete[0] if known.is_unique_in_database(columns) else ()
+
+
+class _Merging:
+    """Instances of one class that set the same columns, on their way to their rows."""
+
+    def __init__(
+        self,
+        writer: Insertion,
+        names: frozenset[str],
+        key: tuple[str, ...],
+        on_conflict: Literal["update", "skip"],
+        allowed: set[str] | None,
+    ) -> None:
+        self.writer = writer
+        self.session = writer.session
+        self.mapper = writer.mapper
+        places = {a.key: place for place, a in enumerate(writer.attributes)}
+        self.key = [places[name] for name in key]
+        self.given = [places[name] for name in sorted(names)]
+        #: What Python makes for a new row.
+        self.made = [
+            place
+            for place, attribute in enumerate(writer.attributes)
+            if attribute.maker is not None and place not in self.given
+        ]
+        may = names if allowed is None else names & _spelled(writer, allowed)
+        self.changing = [
+            place
+            for place in self.given
+            if place not in self.key and writer.attributes[place].key in may
+        ]
+        self.identity = [
+            places[self.mapper.get_property_by_column(of).key]
+            for of in self.mapper.primary_key
+        ]
+        sent = {*self.given, *self.made, *self.identity}
+        filled = [place for place in writer.filled if place not in sent]
+        #: What the database fills in a new row, where a flush fetches it.
+        self.filled = filled if writer.fetches else []
+        #: What a new row has that its instance does not know.
+        self.unknown = [] if writer.fetches else self._named(filled)
+        #: What a row that was there has, or may have otherwise than its instance says.
+        known = {*self.key, *self.changing, *self.identity}
+        self.unset = self._named(n for n in range(len(places)) if n not in known)
+        changed = {writer.attributes[place].column for place in self.changing}
+        #: The relationships that an update may change.
+        self.parents = [
+            relationship.key
+            for relationship in self.mapper.relationships
+            if not changed.isdisjoint(relationship.local_columns)
+        ]
+        columns = [attribute.column for attribute in writer.attributes]
+        self.target = Target(
+            self.mapper,
+            tuple(columns[place] for place in [*self.given, *self.made]),
+            tuple(columns[place] for place in self.key),
+            on_conflict,
+        )
+        self.stage = stage(
+            writer.connection,
+            self.target,
+            changing=[columns[place] for place in self.changing],
+            fetched=[columns[place] for place in [*self.identity, *self.filled]],
+        )
+
+    def _named(self, places: Iterable[int]) -> list[str]:
+        return [self.writer.attributes[place].key for place in places]
+
+    def write(self, states: Sequence[State], size: int) -> dict[State, Merged]:
+        """Write rows; none of them where that cannot be done here."""
+        if self.stage is None:
+            return {}
+        columns = self.writer.values([state.dict for state in states])
+        self.writer.refer(states, columns, {})
+        wrong = self.writer.odd(columns) | self._defaulted(columns)
+        if wrong:
+            rest = [state for n, state in enumerate(states) if n not in wrong]
+            return self.write(rest, size) if rest else {}
+        for place in self.made:
+            maker: Any = self.writer.attributes[place].maker
+            columns[place] = [maker() for _ in states]
+        key = list(zip(*(columns[place] for place in self.key), strict=True))
+        exact = all(
+            orders_alike(column.type, self.writer.connection.dialect)
+            for column in self.target.key
+        )
+        if exact and len(set(key)) < len(key):
+            return {}
+        order = in_key_order(range(len(states)), [columns[n] for n in self.key])
+        sent = [columns[place] for place in [*self.given, *self.made]]
+        rows = self.stage.rows([[values[n] for n in order] for values in sent])
+        outcomes: list[Outcome] = []
+        step = size if exact else len(rows)
+        for start in range(0, len(rows), step):
+            some = self.stage.write_each(rows[start : start + step], distinct=exact)
+            if some is None:
+                return {}
+            outcomes += some
+        merged: list[Any] = [None] * len(states)
+        for n, outcome in zip(order, outcomes, strict=True):
+            merged[n] = outcome
+        return self._settle(states, columns, merged)
+
+    def _defaulted(self, columns: list[Values]) -> set[int]:
+        """Say which rows set NULL where a new row has a default, or in the key."""
+        places = [
+            place
+            for place in self.given
+            if place in self.key
+            or self.writer.attributes[place].maker is not None
+            or self.writer.attributes[place].column.server_default is not None
+        ]
+        return {
+            n
+            for place in places
+            if None in columns[place]
+            for n, value in enumerate(columns[place])
+            if value is None
+        }
+
+    def _settle(
+        self,
+        states: Sequence[State],
+        columns: list[Values],
+        outcomes: Sequence[Outcome],
+    ) -> dict[State, Merged]:
+        """Make the instances those of their rows, or the session's for it those."""
+        merged: dict[State, Merged] = {}
+        attributes = self.writer.attributes
+        mapper, identities = self.mapper, self.session.identity_map
+        width = len(self.identity)
+        own: list[State] = []
+        for n, (state, outcome) in enumerate(zip(states, outcomes, strict=True)):
+            instance = state.obj()
+            merged[state] = outcome.status, instance
+            if outcome.status == "skipped":
+                continue
+            identity, filled = outcome.fetched[:width], outcome.fetched[width:]
+            present = identities.get(mapper.identity_key_from_primary_key(identity))
+            if present is not None and present is not instance:
+                merged[state] = outcome.status, present
+                for place in self.changing:
+                    set_committed_value(
+                        present, attributes[place].key, columns[place][n]
+                    )
+                # What they refer to may be another row now.
+                its = present._sa_instance_state
+                its._expire_attributes(its.dict, self.parents)
+                continue
+            for place, value in zip(self.identity, identity, strict=True):
+                state.dict[attributes[place].key] = value
+            if outcome.status == "created":
+                for place, value in zip(self.filled, filled, strict=True):
+                    state.dict[attributes[place].key] = value
+                for place in self.made:
+                    state.dict[attributes[place].key] = columns[place][n]
+            own.append(state)
+        self.writer.make_persistent(own, [state.dict for state in own])
+        for state in own:
+            left = self.unknown if merged[state][0] == "created" else self.unset
+            if left:
+                state._expire_attributes(state.dict, left)
+        return merged
+
+
+def _spelled(writer: Insertion, names: Iterable[str]) -> set[str]:
+    """Give attributes as columns: a relationship is its foreign key."""
+    found: set[str] = set()
+    for name in names:
+        prop: Any = writer.mapper.attrs.get(name)
+        for column in getattr(prop, "local_columns", None) or prop.columns:
+            found.add(writer.mapper.get_property_by_column(column).key)
+    return found

@@ -1,0 +1,201 @@
+"""What a value of a bulk is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel
+from sqlalchemy import inspect
+from sqlalchemy.orm import SessionTransaction, make_transient, object_session
+
+from ..mapping import make
+from ..models import Spec, as_attribute, given_fields
+from ..references import (
+    Proxy,
+    Unconnected,
+    assign,
+    is_given,
+    items_of,
+    relationship_names,
+    target_of,
+)
+
+UNSET = object()
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """One value: what was given, and the mapped instance it is or describes."""
+
+    given: Any
+    entity: type[Any]
+    instance: Any = None
+    #: Whether it is known to be a row already, and whether all of it is loaded.
+    is_row: bool = False
+    is_filled: bool = False
+    #: Whether its instance is one that the session knew already.
+    was_known: bool = False
+    #: The columns a mapped instance had set before it became that of a row.
+    payload: dict[str, Any] | None = None
+    #: The transaction in which all this became so.
+    placed_in: SessionTransaction | None = None
+    #: The attributes of its primary key that were left to the database.
+    unkeyed: tuple[str, ...] = ()
+    #: What a mapped instance refers to, as it was given.
+    related: dict[str, Any] | None = None
+    #: Whether a mapped instance was that of a row already.
+    is_own: bool = False
+    #: What a ``Spec`` was before that was undone: others may refer to it.
+    former: Any = None
+
+    @classmethod
+    def of(cls, given: Any, entity: type[Any]) -> Self:
+        """Make the value for a mapped instance, or a ``Spec`` that describes one."""
+        if isinstance(given, Spec):
+            return cls(given, entity)
+        is_own = given._sa_instance_state.key is not None
+        return cls(given, entity, given, is_own=is_own)
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """
+        The attributes that are set, references as they are.
+
+        What a ``Spec`` says is said once: its instance may be changed afterwards.
+        """
+        if self.instance is None:
+            return given_fields(self.given)
+        held = inspect(self.instance).dict
+        return {name: held[name] for name in set_attributes(self.instance)}
+
+    def adds(self, name: str) -> bool:
+        """
+        Whether a collection is added to that of the row, instead of replacing it.
+
+        What a mapped instance holds may have come there by back references only,
+        and does not say what else there is.
+        """
+        return not isinstance(self.given, Spec) and not is_given(self.given, name)
+
+    def made(self) -> Any:
+        """Give the mapped instance, made from a ``Spec`` when first needed."""
+        if self.instance is None:
+            self.fill(
+                {n: as_attribute(part) for n, part in given_fields(self.given).items()}
+            )
+        return self.instance
+
+    def fill(self, attributes: Mapping[str, Any]) -> None:
+        """Set what differs in the mapped instance, the former one of a ``Spec``."""
+        instance = self.instance
+        if instance is None:
+            former = self.former
+            if former is None or former._sa_instance_state.key is not None:
+                self.instance = make(self.entity, attributes)
+                return
+            instance = self.instance = former
+        replace_proxies(instance)
+        held = inspect(instance).dict
+        for name, attribute in attributes.items():
+            # It waited for a reference, or another value that it refers to
+            # turned out to be a known instance.
+            if held.get(name, UNSET) is not attribute:
+                assign(instance, name, attribute)
+
+    def is_placed_in(self, transaction: SessionTransaction) -> bool:
+        """Whether rolling back *transaction* undoes what became of the value."""
+        within = self.placed_in
+        while within is not None and within is not transaction:
+            within = within.parent
+        return within is not None
+
+    def forget(self) -> None:
+        """Be a new value again, as it was given."""
+        self.placed_in = None
+        self.is_row = self.is_filled = self.was_known = False
+        if not isinstance(self.given, Spec):
+            self._undo()
+            return
+        if self.instance is not None:
+            self.former, self.instance = self.instance, None
+            if self.former._sa_instance_state.key is None:
+                self._unconnect(self.former)
+
+    def remember(self) -> None:
+        """Remember what a mapped instance refers to, before any of it is changed."""
+        if self.related is None and not isinstance(self.given, Spec):
+            state = self.given._sa_instance_state
+            held = state.dict
+            self.related = {
+                name: items_of(held[name])
+                if isinstance(held[name], (list, set, dict))
+                else held[name]
+                for name in relationship_names(state.mapper)
+                if name in held
+            }
+
+    def _undo(self) -> None:
+        """
+        Make the mapped instance what was given.
+
+        What it refers to is unconnected, as SQLAlchemy has forgotten it was told.
+        """
+        given = self.instance = self.given
+        payload, self.payload = self.payload, None
+        if self.is_own:
+            return  # a row's before it came here
+        held = inspect(given).dict
+        if payload is not None:
+            for name in set_attributes(given):
+                held.pop(name)
+            held.update(payload)
+        self._unconnect(given, keeps=self.related is None)
+        for name, value in (self.related or {}).items():
+            held[name] = Unconnected(value) if isinstance(value, list) else value
+
+    def _unconnect(self, instance: Any, *, keeps: bool = False) -> None:
+        """
+        Take an instance out of its session, without what it refers to.
+
+        And without a key that the database made, which it may make for another row now.
+        """
+        session = object_session(instance)
+        if session is not None:
+            session.expunge(instance)
+        state: Any = instance._sa_instance_state
+        if state.key is not None:
+            make_transient(instance)
+        for name in self.unkeyed:
+            state.dict.pop(name, None)
+        if keeps:
+            return
+        for name in relationship_names(state.mapper):
+            state.dict.pop(name, None)
+            state.committed_state.pop(name, None)
+        # What was to be added to collections that were not loaded.
+        state.__dict__.pop("_pending_mutations", None)
+
+
+def replace_proxies(instance: Any) -> None:
+    """Put the instances that proxies stand for in the place of the proxies."""
+    state = instance._sa_instance_state
+    held = state.dict
+    for name in relationship_names(state.mapper):
+        value = held.get(name)
+        # The state behind both is the same one: nothing changes for the session.
+        if type(value) is Proxy:
+            held[name] = target_of(value)
+        elif isinstance(value, list) and Proxy in set(map(type, value)):
+            list.__setitem__(value, slice(None), [as_attribute(v) for v in value])
+
+
+def set_attributes(instance: Any) -> list[str]:
+    state = inspect(instance)
+    held = [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
+    if isinstance(instance, BaseModel):
+        # SQLModel sets every default, and knows what was given.
+        defaults = type(instance).model_fields.keys() - instance.model_fields_set
+        held = [name for name in held if name not in defaults]
+    return held

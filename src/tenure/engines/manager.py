@@ -1,0 +1,248 @@
+"""
+Named databases, each a pair of engines: one for sync code, one for async code.
+
+An engine is made when it is first asked for, with a driver that is installed,
+and disposed of once. One URL gives both.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL
+
+from ..errors import RoutingError, UnknownAliasError
+from ..routing import DEFAULT, Role, Routers, choose, may_migrate
+from .pair import Entry
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class _Engines(Mapping[str, Any]):
+    """The engines of one kind by alias; reading one makes it."""
+
+    def __init__(self, manager: DatabaseManager, *, async_mode: bool) -> None:
+        self._manager = manager
+        self._async_mode = async_mode
+
+    def __getitem__(self, alias: str) -> Any:
+        return self._manager.engine(alias, async_mode=self._async_mode)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._manager)
+
+    def __len__(self) -> int:
+        return len(self._manager)
+
+    def __contains__(self, alias: object) -> bool:
+        return alias in self._manager
+
+
+class DatabaseManager(Mapping[str, URL]):
+    """
+    Databases by alias, and the routers that choose among them.
+
+    A mapping of aliases to URLs. A forked child makes connections of its own, and
+    so does each event loop.
+
+    Args:
+        databases: Alias to a URL, to ``{"url": …, "async_url": …,
+            "engine_options": {…}, "async_engine_options": {…}}``, to an engine or
+            to ``(engine, async_engine)``. Not a mapping, it is the database
+            ``default``.
+        routers: Asked in order; the first that answers wins.
+        engine_options: Passed to ``create_engine`` for every database; an alias's
+            own win. What only one engine of a pair can take, the other goes without.
+
+    Raises:
+        RoutingError: A database is described in a way that cannot work.
+    """
+
+    def __init__(
+        self,
+        databases: Mapping[str, Any]
+        | (str | URL | Engine | AsyncEngine | tuple[Engine | AsyncEngine, ...]),
+        routers: Iterable[Any] = (),
+        **engine_options: Any,
+    ) -> None:
+        if not isinstance(databases, Mapping):
+            databases = {DEFAULT: databases}
+        for alias in databases:
+            if not isinstance(alias, str) or not alias:
+                raise RoutingError(f"an alias is a name, not {alias!r}")
+        self.routers: list[Any] = Routers(_checked(routers))
+        self._entries = {
+            alias: Entry(alias, given, engine_options)
+            for alias, given in databases.items()
+        }
+        self._lock = Lock()
+        self.engines: Mapping[str, Engine] = _Engines(self, async_mode=False)
+        self.async_engines: Mapping[str, AsyncEngine] = _Engines(self, async_mode=True)
+        _managers.add(self)
+
+    #: Whether blocks keep the stack that has opened them; :class:`Database` sets it.
+    debug = False
+
+    # As objects, not by contents: two managers never share an engine.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def urls(self) -> dict[str, URL]:
+        """The URL of each database."""
+        return {alias: self[alias] for alias in self}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, key: str) -> URL:
+        entry = self._entry(key)
+        return cast(URL, entry.url or entry.async_url)
+
+    def _entry(self, alias: object, *, by: str = "") -> Entry:
+        entry = self._entries.get(alias) if isinstance(alias, str) else None
+        if entry is None:
+            raise UnknownAliasError(alias, self._entries, by=by)
+        return entry
+
+    def engine(self, alias: str, async_mode: bool = False, by: str = "") -> Any:
+        """
+        Give the engine of *alias*, made now if it is the first time.
+
+        Raises:
+            RoutingError: There is no such database, or no driver for it, or the
+                driver cannot be given an option.
+        """
+        entry = self._entries.get(alias) or self._entry(alias, by=by)
+        engine = entry.asynchronous if async_mode else entry.sync
+        if engine is not None:
+            return engine
+        with self._lock:
+            if async_mode:
+                entry.asynchronous = entry.asynchronous or entry.make_async()
+                return entry.asynchronous
+            entry.sync = entry.sync or entry.make_sync()
+            return entry.sync
+
+    def alias_of(self, engine: object) -> str | None:
+        """Name the database whose connections *engine* uses, with whatever options."""
+        pool = getattr(engine, "pool", None)
+        for alias, entry in self._entries.items():
+            for known in (entry.sync, entry.asynchronous):
+                if known is not None and known.pool is pool:
+                    return alias
+        return None
+
+    def made(self) -> Iterator[Engine]:
+        """Give the engines made so far, of async ones the sync engine inside."""
+        for entry in self._entries.values():
+            yield from entry.made()
+
+    def get_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
+        """Give the engine for *resource* (a mapped class or ``None``)."""
+        return self.route(resource, None, async_mode=async_mode)
+
+    def get_read_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
+        """Give the engine for reading *resource*."""
+        return self.route(resource, "read", async_mode=async_mode)
+
+    def get_write_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
+        """Give the engine for writing *resource*."""
+        return self.route(resource, "write", async_mode=async_mode)
+
+    def route(self, resource: Any, role: Role | None, *, async_mode: bool) -> Any:
+        """
+        Give the engine that the routers choose.
+
+        Raises:
+            RoutingError: A router failed or named an unknown alias.
+        """
+        alias, by = choose(self.routers, resource, role)
+        return self.engine(alias, async_mode=async_mode, by=by)
+
+    def is_migration_allowed(self, engine: str, package: str) -> bool:
+        """Whether *package* may be migrated on the database *engine*."""
+        self._entry(engine)
+        return may_migrate(self.routers, engine, package)
+
+    def dispose(self) -> None:
+        """
+        Close the connections of every sync engine that was made here.
+
+        Engines that were handed in belong to the caller and stay open. A database
+        in memory ends with its last connection.
+        """
+        for entry in self._entries.values():
+            if entry.given_engines:
+                continue
+            with self._lock:
+                engine, entry.sync = entry.sync, None
+            if engine is not None:
+                engine.dispose()
+            entry.memory.close()
+
+    async def adispose(self) -> None:
+        """
+        Close the connections of every engine, sync and async, made here.
+
+        Those of another event loop that is running are closed by it, soon.
+        """
+        self.dispose()
+        for entry in self._entries.values():
+            if entry.given_engines:
+                continue
+            with self._lock:
+                engine, entry.asynchronous = entry.asynchronous, None
+            if engine is not None:
+                await engine.dispose()
+
+    def _after_fork(self) -> None:
+        """In a forked child: what another thread has locked nobody will release."""
+        self._lock = Lock()
+        for entry in self._entries.values():
+            entry.after_fork()
+
+
+def _checked(routers: Any) -> list[Any]:
+    """
+    Give the routers as a list, if they can be some.
+
+    Raises:
+        RoutingError: One of them can be none.
+    """
+    if isinstance(routers, (str, bytes, type)) or not isinstance(routers, Iterable):
+        raise RoutingError(f"expected a sequence of routers, not {routers!r}")
+    checked = list(routers)
+    for router in checked:
+        if isinstance(router, type):
+            raise RoutingError(
+                f"a router is an object, not a class; give {router.__name__}()"
+            )
+        if router is None or isinstance(router, (str, bytes, int, float)):
+            raise RoutingError(
+                f"a router is an object with get_engine() or the like, not {router!r}"
+            )
+    return checked
+
+
+def _after_fork() -> None:
+    for manager in list(_managers):
+        manager._after_fork()
+
+
+# Compared by identity, all the same: a manager hashes as an object does.
+_managers: weakref.WeakSet[DatabaseManager] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

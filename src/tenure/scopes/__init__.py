@@ -1,0 +1,26 @@
+"""Blocks in which a session is current, and how they end."""
+
+from .current import (
+    current_async_session,
+    current_session,
+    on_commit,
+    on_rollback,
+    using,
+)
+from .gathering import gather
+from .reports import LeakWatch, OpenSession, open_sessions
+from .scope import async_session_manager, session_manager
+
+__all__ = [
+    "LeakWatch",
+    "OpenSession",
+    "async_session_manager",
+    "current_async_session",
+    "current_session",
+    "gather",
+    "on_commit",
+    "on_rollback",
+    "open_sessions",
+    "session_manager",
+    "using",
+]

@@ -1,0 +1,127 @@
+"""What was asked to run after a commit or a rollback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from inspect import isawaitable, iscoroutine, iscoroutinefunction
+from typing import Any, Literal
+
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.util import await_only
+
+from ..errors import SessionError
+
+log = logging.getLogger("tenure")
+
+#: Takes nothing; what it returns is awaited on an async session, ignored otherwise.
+Callback = Callable[[], object]
+When = Literal["commit", "rollback"]
+
+
+class Callbacks:
+    """
+    The callbacks of one session.
+
+    They wait for the end of the outermost transaction, and are due after it. One
+    that was registered inside of a savepoint is forgotten when that is rolled back.
+    """
+
+    __slots__ = ("_waiting", "due")
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[When, Callback, SessionTransaction | None]] = []
+        self.due: list[Callback] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(
+        self,
+        when: When,
+        callback: Callback,
+        transaction: SessionTransaction | None,
+        *,
+        async_mode: bool,
+    ) -> None:
+        """
+        Register *callback*.
+
+        Args:
+            transaction: The innermost one; ``None``: the next.
+
+        Raises:
+            SessionError: It cannot be called, or nobody could await it.
+        """
+        if not callable(callback) or iscoroutine(callback):
+            raise SessionError(
+                f"on_{when}() takes a function without arguments, not {callback!r}"
+            )
+        if iscoroutinefunction(callback) and not async_mode:
+            raise SessionError(
+                f"on_{when}() got the coroutine function {_name(callback)}, which a "
+                f"sync session cannot await; register it with an async session"
+            )
+        self._waiting.append((when, callback, transaction))
+
+    def drop(self, savepoint: SessionTransaction) -> None:
+        """Forget what was registered inside of *savepoint*."""
+        self._waiting = [
+            waiting for waiting in self._waiting if not is_inside(waiting[2], savepoint)
+        ]
+
+    def settle(self, *, committed: bool) -> None:
+        """Make due what waits for this end of the transaction; forget the rest."""
+        waiting, self._waiting = self._waiting, []
+        ended = "commit" if committed else "rollback"
+        self.due += [callback for when, callback, _ in waiting if when == ended]
+
+    def run(self, error: BaseException | None, *, async_mode: bool) -> None:
+        """
+        Run what is due, to the last, and raise the first error.
+
+        Args:
+            error: What is being raised already; it gets a note instead.
+        """
+        due, self.due = self.due, []
+        first: Exception | None = None
+        while due:
+            callback = due.pop(0)
+            try:
+                _call(callback, async_mode=async_mode)
+            except Exception as failed:
+                log.exception("tenure: %s failed after the end", _name(callback))
+                first = first or failed
+            except BaseException:
+                if due:
+                    left = ", ".join(map(_name, due))
+                    log.exception("tenure: interrupted before %s", left)
+                raise
+        if first is not None:
+            if error is None:
+                raise first
+            error.add_note(f"a callback failed afterwards as well: {first!r}")
+
+
+def _call(callback: Callback, *, async_mode: bool) -> None:
+    result = callback()
+    if async_mode and isawaitable(result):
+        await_only(result)
+    elif iscoroutine(result):
+        result.close()
+        raise SessionError(
+            f"{_name(callback)} returned a coroutine, which a sync session cannot await"
+        )
+
+
+def is_inside(
+    transaction: SessionTransaction | None, savepoint: SessionTransaction
+) -> bool:
+    """Whether *transaction* is *savepoint*, or one inside of it."""
+    while transaction is not None and transaction is not savepoint:
+        transaction = transaction.parent
+    return transaction is not None
+
+
+def _name(callback: Any) -> str:
+    return getattr(callback, "__qualname__", None) or repr(callback)
