@@ -38,7 +38,7 @@ from tenure import (
     session_factory,
     session_manager,
 )
-from tenure.sessions.turns import one_at_a_time
+from tenure.sessions.exclusive import one_at_a_time
 
 CALLS = 2_000
 

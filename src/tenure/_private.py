@@ -1,39 +1,50 @@
 """
 What we need of SQLAlchemy and Pydantic beyond their public names.
 
-One function for each need, with the reason why nothing public does. Each has a test in
-``tests/test_private.py``, whose failure says what a new version has changed.
+One name for each need, with the reason why nothing public does. Each has a test in
+``tests/test_private.py``, whose failure says what a new version has changed. Getters are
+``attrgetter``: most are asked for with every statement, and it costs no call.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
 
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import Session
 
+#: The attribute by which a mapped instance has a state, for ``hasattr()``:
+#: ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
+STATE = "_sa_instance_state"
 
-class Pending(NamedTuple):
-    """The collections in which a session keeps what a flush would write."""
+#: Give what a flush of a session would write, as the session itself keeps it: the new
+#: and the deleted objects by state, and the set of changed states. ``session.new`` and
+#: the like copy it.
+pending: Callable[[Session], tuple[dict[Any, Any], dict[Any, Any], set[Any]]] = (
+    attrgetter("_new", "_deleted", "identity_map._modified")
+)
 
-    new: MutableMapping[InstanceState[Any], Any]
-    deleted: MutableMapping[InstanceState[Any], Any]
-    modified: set[InstanceState[Any]]
+#: Whether a session is inside of a flush; no event says so to ``get_bind()``.
+is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
 
+#: Give the binds of a session by table and mapper; public since SQLAlchemy 2.1.
+binds: Callable[[Session], Any] = attrgetter(
+    "binds" if hasattr(Session(), "binds") else "_Session__binds"
+)
 
-def pending(session: Session) -> Pending:
-    """
-    Give what a flush of *session* would write, as the session itself keeps it.
+#: Give the parts of a SELECT: its FROM, CTEs, columns, joins and conditions. What
+#: is public builds expressions of them, which takes fifty times as long.
+parts_of_select: Callable[[Any], tuple[Any, ...]] = attrgetter(
+    "_from_obj",
+    "_independent_ctes",
+    "_raw_columns",
+    "_setup_joins",
+    "_where_criteria",
+)
 
-    ``session.new`` and the like copy it, and are asked for with every statement.
-    """
-    return Pending(session._new, session._deleted, session.identity_map._modified)
+#: Give the lock of a query: FOR UPDATE and the like.
+lock_of_select: Callable[[Any], Any] = attrgetter("_for_update_arg")
 
-
-def state_of(value: Any) -> InstanceState[Any] | None:
-    """
-    Give SQLAlchemy's state of a mapped instance; ``None`` for any other value.
-
-    ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
-    """
-    return getattr(value, "_sa_instance_state", None)
+#: Give the statement that a lambda statement stands for.
+statement_of_lambda: Callable[[Any], Any] = attrgetter("_resolved")

@@ -24,7 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.schema import CreateTable
 
 from tenure import DatabaseRouter, RoutingError
-from tenure.routing import DEFAULT, choose, may_migrate, writes
+from tenure.routing import DEFAULT, choose, may_migrate
+from tenure.statements import writes
 from tests.fixtures.things import Thing
 
 THING = table("thing", column("id"), column("name"))

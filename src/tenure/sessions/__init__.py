@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from .._lazy import lazy
 from .callbacks import Callback, is_inside
+from .exclusive import OnConcurrent, checked
 from .factories import SessionFactory, scoped_session, session_factory
-from .guard import OnConcurrent, checked
 from .joined import Watch
 from .session import Session
 

@@ -70,8 +70,8 @@ class Callbacks:
             waiting for waiting in self._waiting if not is_inside(waiting[2], savepoint)
         ]
 
-    def settle(self, *, committed: bool) -> None:
-        """Make due what waits for this end of the transaction; forget the rest."""
+    def make_due(self, *, committed: bool) -> None:
+        """Make the callbacks for this end of the transaction due; drop the others."""
         waiting, self._waiting = self._waiting, []
         ended = "commit" if committed else "rollback"
         self.due += [callback for when, callback, _ in waiting if when == ended]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import inspect
 
-if TYPE_CHECKING:
-    from .session import Session
+from .._private import pending
 
 _NOTHING: dict[Any, dict[str, Any]] = {}
 
@@ -21,18 +20,18 @@ class Watch:
     """
 
     #: The session that is watched; ``None``: none is.
-    watched: Session | None = None
+    watched: Any = None
     has_written = False
     #: The block only reads. What it executes is refused or harmless, so it is changes
     #: that count.
     reads = False
     _waited: dict[Any, dict[str, Any]] = _NOTHING
 
-    def watch(self, session: Session) -> None:
+    def watch(self, session: Any) -> None:
         """Begin to look at what *session* writes."""
         self.watched = session
-        # Not in a call if it can be told in line: every block that joins asks.
-        if session.identity_map._modified or session._new or session._deleted:
+        # In line: every block that joins asks.
+        if any(pending(session)):
             self._waited = _waiting(session)
         watches = session._watches
         session._watches = (*watches, self) if watches else (self,)
@@ -79,10 +78,7 @@ class Watch:
         session = self.watched
         assert session is not None
         # In line: most blocks leave nothing that waits.
-        has_written = self.has_written or (
-            bool(session.identity_map._modified or session._new or session._deleted)
-            and self.look()
-        )
+        has_written = self.has_written or (any(pending(session)) and self.look())
         self.drop()
         # A generator that nobody asks for more has not failed.
         if error is not None and has_written and not isinstance(error, GeneratorExit):
@@ -90,10 +86,10 @@ class Watch:
         return has_written
 
 
-def _waiting(session: Session) -> dict[Any, dict[str, Any]]:
+def _waiting(session: Any) -> dict[Any, dict[str, Any]]:
     """Give what a flush would write: each object, and the values it has changed."""
-    # As _is_clean(), in one call less: every block that joins asks it twice.
-    if not (session.identity_map._modified or session._new or session._deleted):
+    # Every block that joins asks twice.
+    if not any(pending(session)):
         return _NOTHING
     return {
         (kind, state): {key: state.dict.get(key) for key in state.committed_state}

@@ -7,41 +7,35 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
-from operator import attrgetter
 from os import getpid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from weakref import ref
 
-from sqlalchemy import Connection, event, inspect
-from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction, close_all_sessions
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session as _Session
+from sqlalchemy.orm import SessionTransaction, close_all_sessions
 
 from .. import bulk as bulks
+from .._private import is_flushing, pending
 from ..callers import Line, caller
-from ..context import READING, USING
 from ..engines import begin_late, begin_reading
 from ..errors import RoutingError, SessionError
-from ..routing import BY_DEFAULT, Choice, Role, Rule, choose, effect, writes
+from .binding import Binding
 from .callbacks import Callback, Callbacks, When, is_inside
-from .guard import Guard, OnConcurrent, User, checked
-from .joined import Watch
-from .turns import Transaction, one_at_a_time
+from .exclusive import Guard, OnConcurrent, Transaction, User, checked, one_at_a_time
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from ..bulk import SessionBulk
     from ..engines import DatabaseManager
-    from .aio import AsyncSession
 
 C = TypeVar("C", bound=Callback)
 M = TypeVar("M", bound=Callable[..., Any])
 
-# What get_bind() found: the engine, the rule, and what is to be said of it.
-_Found = tuple[Any, Rule, str]
 
-
-class Session(_Session):
+class Session(Binding):
     """
     SQLAlchemy's ``Session``, which also knows its databases.
 
@@ -57,34 +51,28 @@ class Session(_Session):
             another thread or task is inside of one.
     """
 
-    # On the class until they differ: most sessions are made for a statement or two.
+    # Class-level defaults; set on an instance only when changed, so that creating one
+    # stays cheap.
     _guard: Guard
     _on_concurrent: OnConcurrent = "raise"
-    _proxy: ref[AsyncSession] | None = None
-    # The block that made the session, and the role it was opened for.
+    # The block that made the session.
     _tenure_scope: Any = None
-    _role: Role | None = None
-    # Set while a block ends: whoever uses the session still is waited for.
+    # Set while a block ends: it waits for other users instead of being refused.
     _is_patient = False
     _callbacks: Callbacks | None = None
-    _watches: tuple[Watch, ...] = ()
     _flush_listener: ClassVar[Callable[..., None]]
+    # close() does more than reset(): close_resets_only=False was given.
+    _closes_for_good = False
 
-    # Of the outermost transaction, until its end: whether it has written; the engine
-    # it uses for each mapper; its connections; when, where and in which process it
-    # has begun; the joined blocks that wrote and failed, and in which transaction;
-    # whether it was committed.
-    _written = False
-    _pins: dict[Any, Any] | None = None
+    # Of the outermost transaction: its connections, and those made read-only; when,
+    # where (None: in the block that made the session) and in which process it began;
+    # the joined blocks that wrote and then failed, each with its transaction; whether
+    # it was committed.
     _connected: tuple[Connection, ...] = ()
-    _begun: tuple[float, Line, int] | None = None
+    _read_only: tuple[Connection, ...] = ()
+    _begun: tuple[float, Line | None, int] | None = None
     _half_done: tuple[tuple[BaseException, SessionTransaction | None], ...] = ()
     _committed = False
-
-    # A connection that was handed in: others use it, too.
-    _given: Connection | None = None
-    # What was executed last.
-    _last: Any = None
 
     def __init__(
         self,
@@ -103,11 +91,14 @@ class Session(_Session):
             self._proxy = ref(proxy)
         if on_concurrent != "raise":
             self._on_concurrent = checked(on_concurrent)
+        if kwargs.get("close_resets_only", True) is not True:
+            self._closes_for_good = True
 
     def __del__(self) -> None:
         if self._begun is None:
             return
         _, line, process = self._begun
+        line = line or self._tenure_scope.line
         # In a forked child it is the parent's, who may be using it.
         if process == getpid():
             warnings.warn(
@@ -117,251 +108,23 @@ class Session(_Session):
                 stacklevel=2,
             )
 
-    @property
-    def proxy(self) -> AsyncSession | None:
-        """The async session that this one serves."""
-        return None if self._proxy is None else self._proxy()
-
-    @property
-    def async_mode(self) -> bool:
-        """Whether this session serves an async one."""
-        return self._proxy is not None
-
-    # Which engine
-
-    def get_bind(
-        self,
-        mapper: Any = None,
-        *args: Any,
-        clause: Any = None,
-        bind: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """
-        Give the engine for a mapper or a statement.
-
-        The first of these that answers: *bind*; the execution option ``engine`` of
-        the statement or the session; a :func:`using` block; ``binds`` and ``bind``
-        as in SQLAlchemy; what this transaction has used for the mapper before; the
-        routers; the database ``default``. Once a transaction has written, all of it
-        goes where writing goes.
-
-        Raises:
-            RoutingError: No engine, or an unknown one.
-        """
-        if bind is None:
-            return self._find(mapper, clause)[0]
-        self._note_given(bind)
-        return bind
-
-    def _note_given(self, bind: Any) -> None:
-        if isinstance(bind, Connection):
-            self._given = bind
-
-    def _find(self, mapper: Any, clause: Any) -> _Found:
-        """Give the engine, and which rule chose it."""
-        options = getattr(clause, "_execution_options", None)
-        if options and "engine" in options:
-            return self._named(
-                options["engine"], "execution option", "the statement's options"
-            )
-        if (options := _execution_options(self)) and "engine" in options:
-            return self._named(
-                options["engine"], "execution option", "the session's options"
-            )
-        using = USING.get()
-        if using is not None and (alias := using.alias_for(self.routing)) is not None:
-            return self._named(alias, "using()", f"using({alias!r})")
-        if self.bind is not None or self.routing is None or _binds(self):
-            return self._bound(mapper, clause)
-        pins = self._pins
-        if pins is not None and mapper in pins and self._transaction is not None:
-            return pins[mapper], "pinned", "used by this transaction before"
-        return self._routed(mapper, clause)
-
-    def _named(self, alias: str, rule: Rule, why: str) -> _Found:
-        if self.routing is None:
-            raise RoutingError(
-                f"database {alias!r} was asked for ({why}), but this session has no "
-                f"DatabaseManager; give it routing="
-            )
-        engine = self.routing.engine(alias, async_mode=self.async_mode, by=why)
-        return engine.sync_engine if self.async_mode else engine, rule, why
-
-    def _bound(self, mapper: Any, clause: Any) -> _Found:
-        binds = _binds(self)
-        if not binds and self.bind is not None:
-            self._note_given(self.bind)
-            return self.bind, "bind", "the session's bind"
-        try:
-            found = super().get_bind(mapper, clause=clause)
-        except UnboundExecutionError:
-            if self.routing is None:
-                raise
-            return self._routed(mapper, clause)
-        self._note_given(found)
-        if found is self.bind and found not in binds.values():
-            return found, "bind", "the session's bind"
-        return found, "binds", "the session's binds"
-
-    def _routed(self, mapper: Any, clause: Any) -> _Found:
-        routing = self.routing
-        assert routing is not None
-        role: Role = "read"
-        if (
-            self._written
-            or self._flushing
-            or self._role == "write"
-            or (clause is not None and self._goes_to_writer(clause))
-        ):
-            role = "write"
-        async_mode = self._proxy is not None
-        in_transaction = self._transaction is not None
-        # A class, if somebody asks who is not a statement.
-        resource = getattr(mapper, "class_", mapper)
-        alias, by = choose(
-            routing.routers,
-            resource,
-            role,
-            self.proxy if async_mode else self,
-            clause,
-            in_transaction,
-        )
-        engine = routing.engine(alias, async_mode, by)
-        if async_mode:
-            engine = engine.sync_engine
-        if mapper is not None:
-            if in_transaction and self._pins is not None:
-                self._pins[mapper] = engine
-            else:
-                # What is chosen right before a transaction begins belongs to it.
-                self._pins = {mapper: engine}
-        return engine, "default" if by is BY_DEFAULT else "router", by
-
-    def explain(
-        self,
-        statement_or_entity: Any = None,
-        *,
-        execution_options: Any = None,
-        bind_arguments: Any = None,
-    ) -> Choice:
-        """
-        Say which engine a statement or a mapped class would go to, and why.
-
-        Nothing is executed, and nothing is remembered.
-        """
-        clause, mapper = _target(statement_or_entity)
-        arguments = dict(bind_arguments or {})
-        mapper = arguments.get("mapper", mapper)
-        clause = arguments.get("clause", clause)
-        last, pins = self._last, self._pins
-        self._last = None
-        goes_to_writer = self._goes_to_writer(clause)
-        forgets = goes_to_writer and not self._written
-        self._pins = None if forgets else dict(pins or {})
-        try:
-            found: _Found
-            if arguments.get("bind") is not None:
-                found = arguments["bind"], "bind_arguments", "named by the call"
-            elif execution_options and "engine" in execution_options:
-                alias = execution_options["engine"]
-                found = self._named(alias, "execution option", "the call's options")
-            else:
-                found = self._find(mapper, clause)
-        finally:
-            self._last, self._pins = last, pins
-        engine, rule, why = found
-        role: Role = "write" if goes_to_writer else "read"
-        alias = None if self.routing is None else self.routing.alias_of(engine)
-        return Choice(engine, alias, role, rule, why)
-
-    # What was written
-
-    def _goes_to_writer(self, clause: Any) -> bool:
-        """Whether *clause*, or what it is part of, goes where writing goes."""
-        return (
-            self._written
-            or self._flushing
-            or self._role == "write"
-            # What is being executed was looked at.
-            or (clause is not None and clause is not self._last and writes(clause))
-        )
-
-    def _look_at(self, statement: Any) -> None:
-        """
-        Take note of *statement*, which is about to be executed.
-
-        Raises:
-            RoutingError: It writes, in a block with ``role="read"``.
-        """
-        self._last = statement
-        if (does := effect(statement)) == "reads":
-            return
-        if does == "writes" and self._only_reads():
-            raise RoutingError(
-                f"a block with role='read' refuses {type(statement).__name__}: "
-                f"{_excerpt(statement)}; open the block with role='write'"
-            )
-        self._note_write()
-
-    def _begin_writing(self, name: str) -> None:
-        """Let the method *name* write; nobody is asked again on the way."""
-        if self._only_reads():
-            raise RoutingError(
-                f"a block with role='read' refuses {name}(); open the block "
-                f"with role='write'"
-            )
-        self._note_write()
-
-    def _note_write(self) -> None:
-        """What is done now writes, and is done by the blocks that have joined."""
-        self._go_to_writer()
-        for watch in self._watches:
-            watch.has_written = watch.has_written or not watch.reads
-
-    def _go_to_writer(self) -> None:
-        """The rest of the transaction goes where writing goes."""
-        if not self._written:
-            self._written = True
-            self._pins = None
-
-    def _only_reads(self) -> bool:
-        """Whether the code that runs is in a block with ``role="read"`` of this."""
-        return self._role == "read" or any(
-            reader.watched is self for reader in READING.get()
-        )
-
-    def _written_by_readers(self) -> str:
-        """Say what a block that only reads would flush; nothing that is not its own."""
-        if self._role != "read" and not any(
-            watch.reads and watch.look() for watch in self._watches
-        ):
-            return ""
-        changed = [
-            *self.new,
-            *self.deleted,
-            *(instance for instance in self.dirty if self.is_modified(instance)),
-        ]
-        return ", ".join(sorted({type(instance).__name__ for instance in changed}))
-
     def _has_work(self) -> bool:
         """Whether the transaction has written, or has something to write."""
-        return self._written or not self._is_clean()
+        return self._written or any(pending(self))
 
-    def _settle(self) -> None:
-        """The outermost transaction has ended."""
+    def _transaction_ended(self) -> None:
+        """Forget what belonged to the outermost transaction; callbacks become due."""
         committed = self._committed
         self._written = self._committed = False
         self._pins = self._begun = None
-        self._connected = ()
-        self._half_done = ()
+        self._connected = self._read_only = self._half_done = ()
         for watch in self._watches:
             watch.forget()
         if self._callbacks is not None:
-            self._callbacks.settle(committed=committed)
+            self._callbacks.make_due(committed=committed)
 
-    def _undo(self, savepoint: SessionTransaction) -> None:
-        """What was done inside of *savepoint* was rolled back."""
+    def _savepoint_undone(self, savepoint: SessionTransaction) -> None:
+        """Forget what belonged to *savepoint*, which was rolled back."""
         if self._callbacks is not None:
             self._callbacks.drop(savepoint)
         if self._half_done:
@@ -372,9 +135,12 @@ class Session(_Session):
             )
 
     def _leave_half_done(self, error: BaseException) -> None:
-        """Refuse to commit, unless what contains the failed work is rolled back."""
-        transaction = self.get_nested_transaction() or self.get_transaction()
-        self._half_done = (*self._half_done, (error, transaction))
+        """Refuse to commit until the transaction of the failed work is rolled back."""
+        self._half_done = (*self._half_done, (error, self._innermost))
+
+    @property
+    def _innermost(self) -> SessionTransaction | None:
+        return self.get_nested_transaction() or self.get_transaction()
 
     # One user at a time
 
@@ -403,9 +169,9 @@ class Session(_Session):
         callbacks = self._callbacks
         if callbacks is None:
             return
-        if callbacks and self._transaction is None and doing in _ENDING:
+        if callbacks and not self.in_transaction() and doing in _ENDING:
             # Registered before any transaction, and left without one.
-            callbacks.settle(committed=False)
+            callbacks.make_due(committed=False)
         self._run_callbacks(callbacks, error)
 
     def _retire(self) -> None:
@@ -413,7 +179,7 @@ class Session(_Session):
         guard = self._guard
         guard.has_ended = True
         # By whoever came in, or a callback, after it was closed.
-        while self._transaction is not None:
+        while self.in_transaction():
             self._is_patient = True
             self._close_now()
         while guard.waiting:
@@ -448,8 +214,8 @@ class Session(_Session):
 
     def flush(self, objects: Any = None) -> None:
         """As in SQLAlchemy."""
-        # Every query asks for one; as _is_clean(), in line.
-        if self._new or self._deleted or self.identity_map._modified or self._flushing:
+        # Every query asks for one; most find nothing to write.
+        if any(pending(self)) or is_flushing(self):
             self._flush_now(objects)
 
     def _flush_now(self, objects: Any) -> None:
@@ -458,11 +224,11 @@ class Session(_Session):
     def close(self) -> None:
         """As in SQLAlchemy."""
         if (
-            self._transaction is not None
-            or self._new
+            self.in_transaction()
+            or pending(self)[0]
             or len(self.identity_map)
             or self._callbacks is not None
-            or self._close_state is not _CLOSE_RESETS
+            or self._closes_for_good
         ):
             self._close_now()
         # Otherwise there is nothing to close.
@@ -489,31 +255,6 @@ class Session(_Session):
             super().commit()
         finally:
             self.expire_on_commit = before
-
-    def connection(
-        self, bind_arguments: Any = None, execution_options: Any = None
-    ) -> Connection:
-        """
-        Give the connection of this transaction; as in SQLAlchemy.
-
-        It may be used to write, so it is one to where writing goes, but in a block
-        with ``role="read"``.
-        """
-        if not self._only_reads():
-            self._note_write()
-        arguments = dict(bind_arguments or {})
-        if execution_options and "engine" in execution_options:
-            arguments = self._with_engine(arguments, execution_options["engine"])
-        self._note_given(arguments.get("bind"))
-        return super().connection(arguments, execution_options)
-
-    def _with_engine(self, bind_arguments: Any, alias: str) -> dict[str, Any]:
-        arguments = dict(bind_arguments or {})
-        if arguments.get("bind") is None:
-            arguments["bind"], *_ = self._named(
-                alias, "execution option", "the call's options"
-            )
-        return arguments
 
     # What runs afterwards
 
@@ -547,7 +288,7 @@ class Session(_Session):
         self._callbacks.add(
             when,
             fn,
-            self.get_nested_transaction() or self.get_transaction(),
+            self._innermost,
             async_mode=self.async_mode,
         )
 
@@ -577,8 +318,6 @@ class Session(_Session):
 # Ending is allowed always.
 _ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
 _nowhere = nullcontext()
-# What close() means unless close_resets_only=False.
-_CLOSE_RESETS = _Session()._close_state
 
 
 def _flushes_by_itself(method: M) -> M:
@@ -623,35 +362,6 @@ Session._in_turn = one_at_a_time(Session._in_turn, "bulk")  # type: ignore[metho
 Session._flush_now = one_at_a_time(Session._flush_now, "flush")  # type: ignore[method-assign]  # as those above
 
 
-# Public since SQLAlchemy 2.1.
-_binds: Callable[[_Session], Any] = attrgetter(
-    "binds" if hasattr(_Session(), "binds") else "_Session__binds"
-)
-_execution_options: Callable[[_Session], Any] = (
-    attrgetter("execution_options")
-    if hasattr(_Session(), "execution_options")
-    else lambda session: None
-)
-
-
-def _target(statement_or_entity: Any) -> tuple[Any, Any]:
-    """Give what is asked about as a statement and a mapper, as execute() would."""
-    if statement_or_entity is None:
-        return None, None
-    found = inspect(statement_or_entity, raiseerr=False)
-    if isinstance(found, Mapper):
-        return None, found
-    if isinstance(found, InstanceState):
-        return None, found.mapper
-    plugin = statement_or_entity._propagate_attrs.get("plugin_subject")
-    return statement_or_entity, None if plugin is None else plugin.mapper
-
-
-def _excerpt(clause: Any) -> str:
-    text = " ".join(str(clause).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 @event.listens_for(Session, "after_transaction_create")
 def _created(session: Session, transaction: SessionTransaction) -> None:
     if type(transaction) is SessionTransaction:
@@ -663,13 +373,18 @@ def _begins(
     session: Session, transaction: SessionTransaction, connection: Connection
 ) -> None:
     if session._begun is None:
-        session._begun = time.monotonic(), caller(), getpid()
+        scope = session._tenure_scope
+        # The line of a block is known, and that of a caller takes long to find.
+        line = caller() if scope is None or scope.has_ended else None
+        session._begun = time.monotonic(), line, getpid()
     if transaction.nested:
         return
     session._connected = (*session._connected, connection)
     if connection.dialect.name == "sqlite" and session.in_nested_transaction():
         begin_late(connection)
     if session._role == "read" and connection is not session._given:
+        # First: it may be cancelled, and done nevertheless.
+        session._read_only = (*session._read_only, connection)
         begin_reading(connection)
 
 

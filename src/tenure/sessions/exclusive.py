@@ -1,0 +1,258 @@
+"""
+One user of a session at a time.
+
+A session is in use while one of its methods that may talk to the database runs. Its
+user may enter again; another thread or task is refused, or waits. Only overlap counts:
+a session may be used from many threads, one after the other.
+
+:func:`one_at_a_time` makes a method take turns. Its object has a :class:`Guard`, and
+says what happens when the turn is not free and after it ends: see :class:`Session`.
+"""
+
+from __future__ import annotations
+
+import threading
+from asyncio import AbstractEventLoop, Future, Task, _get_running_loop, current_task
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from threading import get_ident
+from typing import Any, Literal, TypeVar, cast
+
+from sqlalchemy import Select
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from ..callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
+from ..engines import end_reading
+from ..errors import ConcurrentUseError, SessionError
+from ..statements import reads_plainly
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+OnConcurrent = Literal["raise", "serialize"]
+
+#: A thread's ident; or a task, or outside of one the event loop.
+User = int | Task[Any] | AbstractEventLoop
+
+
+def checked(on_concurrent: str) -> OnConcurrent:
+    """
+    Give *on_concurrent*, if it says what to do.
+
+    Raises:
+        SessionError: It does not.
+    """
+    if on_concurrent not in ("raise", "serialize"):
+        raise SessionError(
+            f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
+        )
+    return on_concurrent  # type: ignore[return-value]  # one of the two
+
+
+class Guard:
+    """
+    Whose turn it is on one session.
+
+    The turn is one item of a dict: taken by ``setdefault()``, given back by ``del``.
+    Either is one step, so an interrupt finds it done, with its user, or not done.
+    Every call of every method does this in line.
+    """
+
+    __slots__ = ("has_ended", "turn", "waiting")
+
+    def __init__(self) -> None:
+        self.turn: dict[str, User] = {}
+        #: The block that made the session has ended.
+        self.has_ended = False
+        #: Who is to be told when the turn is given back. Made for the first that
+        #: waits; most sessions never see one.
+        self.waiting: deque[Future[None] | threading.Event] | None = None
+
+    def wait(self, me: User) -> None:
+        """Take the turn as soon as it is free."""
+        loop = me.get_loop() if isinstance(me, Task) and in_greenlet() else None
+        waiting = self.waiting
+        if waiting is None:
+            # Two threads may be first.
+            with _making:
+                waiting = self.waiting = self.waiting or deque()
+        while self.turn.get("user") != me:
+            waiter = threading.Event() if loop is None else loop.create_future()
+            waiting.append(waiter)
+            try:
+                # It may have been given back before we were seen to wait.
+                if self.turn.setdefault("user", me) == me:
+                    return
+                if isinstance(waiter, Future):
+                    await_only(waiter)
+                else:
+                    waiter.wait()
+                self.turn.setdefault("user", me)
+            except BaseException:
+                # Whoever was not told because we were must be told.
+                self.wake()
+                raise
+            finally:
+                with suppress(ValueError):
+                    waiting.remove(waiter)
+
+    def wake(self) -> None:
+        """Tell one who waits that the turn was given back."""
+        while self.waiting:
+            with suppress(IndexError):
+                waiter = self.waiting.popleft()
+                if isinstance(waiter, threading.Event):
+                    waiter.set()
+                    return
+                with suppress(RuntimeError):
+                    waiter.get_loop().call_soon_threadsafe(_done, waiter)
+                    return
+            # Its loop was closed, or another thread has told it.
+
+    def refusal(self, me: User, doing: str) -> ConcurrentUseError:
+        """Give the error for *me*, who wanted to do something out of turn."""
+        first = self.turn.get("user")
+        return ConcurrentUseError(
+            doing,
+            first=_who(first),
+            first_line=_line(first),
+            second=_who(me),
+            second_line=_known(caller()),
+        )
+
+
+_making = threading.Lock()
+
+
+def _done(waiter: Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _who(user: User | None) -> str:
+    if isinstance(user, Task):
+        return f"task {user.get_name()!r}"
+    if isinstance(user, int):
+        for thread in threading.enumerate():
+            if thread.ident == user:
+                return f"thread {thread.name!r}"
+        return f"thread {user}"
+    return "another user" if user is None else "an event loop's callback"
+
+
+def _line(user: User | None) -> Line | None:
+    if isinstance(user, Task):
+        return _known(line_of_task(user))
+    return _known(line_of_thread(user)) if isinstance(user, int) else None
+
+
+def _known(line: Line) -> Line | None:
+    # A task may run nothing but a method of ours: create_task(session.execute()).
+    return None if line is UNKNOWN else line
+
+
+def one_at_a_time(
+    method: M, doing: str = "", *, executes: bool = False, has_option: bool = False
+) -> M:
+    """
+    Give *method* to one user at a time, and run afterwards what it made due.
+
+    Args:
+        doing: Its name in messages.
+        executes: It takes a statement, which is looked at before.
+        has_option: It has an execution option ``engine`` to see to.
+    """
+    doing = doing or method.__name__
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if has_option and kwargs and (options := kwargs.get("execution_options")):
+            given = kwargs.get("bind_arguments")
+            kwargs["bind_arguments"] = self._with_engine(given, options)
+        loop = _get_running_loop()
+        # Who is running: a task if there is one.
+        me = get_ident() if loop is None else current_task(loop) or loop
+        guard = self._guard
+        turn = guard.turn
+        if turn.get("user") == me:
+            if executes:
+                self._note_statement(args[0] if args else kwargs.get("statement"))
+            return method(self, *args, **kwargs)
+        try:
+            if guard.has_ended:
+                self._refuse_after_the_end(doing)
+            if turn.setdefault("user", me) != me:
+                self._take_turn(guard, me, doing)
+            if executes:
+                statement = args[0] if args else kwargs.get("statement")
+                if type(statement) is Select and reads_plainly(statement):
+                    # As _note_statement(), for most statements.
+                    self._last = statement
+                else:
+                    self._note_statement(statement)
+            result = method(self, *args, **kwargs)
+        except BaseException as error:
+            if turn.get("user") == me:
+                self._give_turn(guard, doing, error)
+            raise
+        if self._callbacks is None and not guard.waiting:
+            del turn["user"]
+        else:
+            self._give_turn(guard, doing, None)
+        return result
+
+    return cast(M, call)
+
+
+class Transaction(SessionTransaction):
+    """
+    The transaction of our sessions: whatever ends it, one user does, and once.
+
+    A block of ``session.begin()`` ends it without asking the session.
+    """
+
+    # Whether a savepoint was released.
+    is_released = False
+
+    def close(self, invalidate: bool = False) -> None:
+        """Return the connections, then tell the session that the transaction ended."""
+        session: Any = self.session
+        if session is None or self.parent is not None:
+            super().close(invalidate)
+            # However it came to that: there is no event for a flush that failed.
+            if session is not None and self.nested and not self.is_released:
+                session._savepoint_undone(self)
+            return
+        try:
+            for connection in session._read_only:
+                end_reading(connection)
+        finally:
+            try:
+                super().close(invalidate)
+            finally:
+                # Not in an event: there is none if a connection cannot be given back.
+                session._transaction_ended()
+
+
+def _as_its_session(method: M) -> M:
+    def of_session(session: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    guarded = one_at_a_time(of_session, method.__name__)
+
+    @wraps(method)
+    def call(self: Transaction, *args: Any, **kwargs: Any) -> Any:
+        # None once it is closed, which SQLAlchemy has a word for.
+        session: Any = self.session
+        if session is None:
+            return method(self, *args, **kwargs)
+        return guarded(session, self, *args, **kwargs)
+
+    return cast(M, call)
+
+
+for _name in ("commit", "rollback", "close", "prepare"):
+    setattr(Transaction, _name, _as_its_session(getattr(Transaction, _name)))
