@@ -113,6 +113,11 @@ def restore(variable: ContextVar[Any], mine: object, previous: object) -> None:
         variable.set(previous)
 
 
+def is_async(session: Any) -> bool:
+    """Whether *session*, or a class of sessions, is async."""
+    return hasattr(session, "sync_session") or hasattr(session, "sync_session_class")
+
+
 def has_ended(session: Any) -> bool:
     """Whether *session* was made by a block that has ended."""
     scope = getattr(session, "_tenure_scope", None)

@@ -16,8 +16,7 @@ from tenure import (
     session_factory,
     session_manager,
 )
-from tenure.scopes.ending import ending
-from tenure.scopes.scope import decide
+from tenure.scopes.scope import decide, ending
 
 BOTH = (False, True)
 

@@ -8,8 +8,8 @@ from .current import (
     using,
 )
 from .gathering import gather
+from .managers import async_session_manager, session_manager
 from .reports import LeakWatch, OpenSession, open_sessions
-from .scope import async_session_manager, session_manager
 
 __all__ = [
     "LeakWatch",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..context import SESSION_CONTEXT, USING, living, restore
+from ..context import SESSION_CONTEXT, USING, is_async, living, restore
 from ..errors import RoutingError, SessionError
 from ..sessions import Callback
 
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from ..sessions import AsyncSession, Session
 
 C = TypeVar("C", bound=Callback)
-
-
-def is_async(session: Any) -> bool:
-    """Whether *session*, or a class of sessions, is async."""
-    return hasattr(session, "sync_session") or hasattr(session, "sync_session_class")
 
 
 def current_session() -> Session:

@@ -13,7 +13,7 @@ from sqlalchemy.pool import Pool
 
 from ..context import SESSION_CONTEXT, current_application, living
 from ..errors import RoutingError, SessionError
-from .scope import async_session_manager
+from .managers import async_session_manager
 
 log = logging.getLogger("tenure")
 

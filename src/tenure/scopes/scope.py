@@ -1,35 +1,30 @@
 """
 Scopes: blocks in which one session is current.
 
-What a block does on entry is decided by :func:`decide`, which is pure; how it ends,
-and the ending itself, is in :mod:`tenure.scopes.ending`. The two drivers at the bottom
-are short.
+:func:`decide` says how a block gets its session, :func:`ending` how it ends; both are
+pure. The two kinds of blocks are in :mod:`tenure.scopes.managers`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import partial, wraps
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from traceback import StackSummary, extract_stack
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
     Literal,
-    NoReturn,
     ParamSpec,
     Self,
     TypeVar,
 )
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
-from sqlalchemy.util import ScopedRegistry, await_only, greenlet_spawn
+from sqlalchemy.util import ScopedRegistry
 
 from ..callers import UNKNOWN, Line, caller
 from ..context import (
@@ -39,26 +34,17 @@ from ..context import (
     context_scope,
     current_application,
     has_ended,
+    is_async,
     living,
     restore,
 )
 from ..errors import RoutingError, SessionError
 from ..routing import Role
 from ..sessions import Session, Watch, is_inside
-from .current import is_async
-from .ending import (
-    Ending,
-    Waiting,
-    attempt,
-    ending,
-    finish,
-    retire,
-    shielded,
-    translate,
-)
+from .outside import Outside
 
 if TYPE_CHECKING:
-    from ..sessions import AsyncSession
+    pass
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,14 +80,38 @@ def decide(
     return "create"
 
 
-class _Scope(Watch):
+#: How a block ends, once it is left. ``"discard"``: closing undoes what was not
+#: committed. ``"leave"``: the block that owns the session will end it. ``"lose"``:
+#: that block has ended before; what was written since cannot be kept.
+Ending = Literal["commit", "rollback", "discard", "leave", "lose"]
+
+
+def ending(
+    error: BaseException | None,
+    *,
+    owns: bool,
+    auto_commit: bool,
+    owner_ended: bool = False,
+    has_written: bool = False,
+) -> Ending:
+    """Say how a block ends that left with *error*."""
+    if not owns and not owner_ended:
+        return "leave"
+    if error is not None:
+        return "rollback"
+    if owns:
+        return "commit" if auto_commit else "discard"
+    return "lose" if has_written else "discard"
+
+
+class Scope(Watch):
     """What both drivers share: arguments, the decision, the context."""
 
     kind: ClassVar[str]
     other: ClassVar[str]
     factory: ClassVar[str]
 
-    # On the class until they differ: a block is entered for every request.
+    # Class-level defaults, as a block is made for every request.
     #: How the block got its session; None until it is entered.
     how: Entry | None = None
     has_ended = False
@@ -162,7 +172,8 @@ class _Scope(Watch):
         made = getattr(using, "class_", None)
         if made is None:
             made = getattr(getattr(using, "session_factory", None), "class_", None)
-        if made is not None and is_async(made) is (self.factory == "session"):
+        is_wrong = hasattr(made, "sync_session_class") is (self.factory == "session")
+        if made is not None and is_wrong:
             raise SessionError(
                 f"{self.kind}() got a factory of {made.__name__}; "
                 f"use {self.other}() for it"
@@ -170,16 +181,7 @@ class _Scope(Watch):
 
     def _again(self) -> Self:
         """Give another block with the same options."""
-        return type(self)(
-            using=self.using,
-            auto_commit=self.auto_commit,
-            new=self.new,
-            on_missing=self.on_missing,
-            savepoint=self.savepoint,
-            role=self.role,
-            consistency=self.consistency,
-            expire=self.expire,
-        )
+        return type(self)(**{name: getattr(self, name) for name in _OPTIONS})
 
     @property
     def line(self) -> Line:
@@ -221,7 +223,8 @@ class _Scope(Watch):
             self.using = using = self._default()
         self.session = session = self._make(using)
         core = getattr(session, "sync_session", session)
-        if has_ended(session) and isinstance(core, Session):
+        before = getattr(session, "_tenure_scope", None)
+        if before is not None and before.has_ended and isinstance(core, Session):
             # The factory gives the same one each time, as those of tests do.
             core._revive()
         session._tenure_scope = self
@@ -253,7 +256,7 @@ class _Scope(Watch):
 
     def _note_line(self, frame: FrameType, core: Any) -> None:
         """Remember who has opened the block, without keeping the frame."""
-        if frame.f_globals.get("__name__") in _BETWEEN:
+        if frame.f_globals.get("__package__") in _BETWEEN:
             self._line = caller(frame)
         else:
             # Numbers and names are put together when they are asked for.
@@ -262,8 +265,7 @@ class _Scope(Watch):
             self.stack = extract_stack(frame)
 
     def _default(self) -> Any:
-        application = current_application()
-        if application is None:
+        if (application := current_application()) is None:
             raise SessionError(
                 f"no session factory: give using=, enter a Database (with db:), or "
                 f"install one with Database.install() before {self.kind}()"
@@ -379,8 +381,7 @@ class _Scope(Watch):
     def _patient(self) -> Iterator[None]:
         """Wait for whoever uses the session still, instead of being refused."""
         core = getattr(self.session, "sync_session", self.session)
-        before = getattr(core, "_is_patient", False)
-        core._is_patient = True
+        before, core._is_patient = getattr(core, "_is_patient", False), True
         try:
             yield
         finally:
@@ -430,243 +431,20 @@ class _Scope(Watch):
             if session is not None:
                 yield session
 
-    def outside(self) -> _Outside:
+    def outside(self) -> Outside:
         """Give a block in which callbacks run: around this one, if it is ending."""
-        return _Outside(self)
+        return Outside(self)
 
 
-class _Outside:
-    """A block in which the session of a scope that is ending is not current."""
-
-    __slots__ = ("_is_moved", "_scope")
-
-    def __init__(self, scope: _Scope) -> None:
-        self._scope = scope
-        self._is_moved = False
-
-    def __enter__(self) -> None:
-        scope = self._scope
-        # A callback that joined it would write what nobody commits.
-        if scope.is_leaving and SESSION_CONTEXT.get() is scope.session:
-            SESSION_CONTEXT.set(scope.previous and living(scope.previous))
-            self._is_moved = True
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._is_moved:
-            SESSION_CONTEXT.set(self._scope.session)
-
-
-# Between us and who has opened the block.
-_BETWEEN = (__name__, "contextlib")
+# Packages between us and who opens the block, as a decorator does.
+_BETWEEN = (__package__, "")
+_OPTIONS = (
+    *("using", "auto_commit", "new", "on_missing"),
+    *("savepoint", "role", "consistency", "expire"),
+)
 _CONSISTENCIES = ("strong", "session", "bounded", "eventual")
 
 
 def _factory_of(session: Any) -> Any:
     scope = getattr(session, "_tenure_scope", None)
     return None if scope is None else scope.using
-
-
-def _refuse(function: Any, kind: str, why: str) -> NoReturn:
-    name = getattr(function, "__qualname__", repr(function))
-    raise SessionError(f"{kind}() cannot decorate {name}, {why}")
-
-
-class session_manager(_Scope):  # noqa: N801  # used like a function
-    """
-    A block with a session: the current one, or a new one that the block owns.
-
-    A joined block neither commits, rolls back nor closes. A block that owns its
-    session rolls back on an error, commits on success with *auto_commit*, and
-    closes in any case. Entering does no I/O, unless for a SAVEPOINT. Decorates
-    functions as well: each call is a block of its own.
-
-    Args:
-        using: The factory to use; a current session made by another is not joined.
-        auto_commit: Commit on success, if this block owns its session.
-        new: Never join.
-        on_missing: ``"raise"`` where there is no session, instead of making one.
-        savepoint: Run in a SAVEPOINT of the current session.
-        role: ``"read"``: the block refuses to write, and the database is asked for
-            a read-only transaction if the block owns its session. ``"write"``: all of
-            it goes where writing goes, reading as well.
-        consistency: How old what is read may be; without replicas all of it is
-            current.
-        expire: Overrides ``expire_on_commit`` for the commit.
-
-    Raises:
-        SessionError: No session and no factory, or the current one is async; or
-            the block that owns the session has ended before this one.
-        RoutingError: The block has ``role="read"``, and has changed something.
-        DatabaseError: For any error of SQLAlchemy or the driver, which keeps its
-            class and is the ``__cause__``.
-    """
-
-    kind = "session_manager"
-    other = "async_session_manager"
-    factory = "session"
-
-    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Run each call of *function* in a block with these options."""
-        if isgeneratorfunction(function) or isasyncgenfunction(function):
-            _refuse(function, self.kind, "a generator; open the block inside of it")
-        if iscoroutinefunction(function):
-            _refuse(function, self.kind, f"a coroutine function; use {self.other}()")
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self._again():
-                return function(*args, **kwargs)
-
-        return call
-
-    def __enter__(self) -> Session:
-        if self._open() == "savepoint":
-            try:
-                self._transaction = self.session.begin_nested()
-            except BaseException as failed:
-                # It flushes first what the owner has left to write.
-                self._close()
-                translate(failed)
-                raise
-        session: Session = self.session
-        return session
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self._transaction is not None:
-                self._check_savepoint(error)
-                with self._patient():
-                    attempt(
-                        lambda: self._transaction.__exit__(kind, error, traceback),
-                        "rolling back a savepoint of",
-                        error,
-                    )
-            if (how := self._leave(error)) != "leave":
-                finish(self.session, how, error, self.expire)
-        except SQLAlchemyError as failed:
-            translate(failed)
-            raise
-        finally:
-            try:
-                for adopted in self._released() if self._adopted else ():
-                    attempt(adopted.close, "closing", error)
-            finally:
-                self._close()
-        if error is not None:
-            translate(error)
-
-
-class async_session_manager(_Scope):  # noqa: N801  # used like a function
-    """Async :class:`session_manager`."""
-
-    kind = "async_session_manager"
-    other = "session_manager"
-    factory = "async_session"
-
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, T]]
-    ) -> Callable[P, Coroutine[Any, Any, T]]:
-        """Run each call of *function* in a block with these options."""
-        if isgeneratorfunction(function) or isasyncgenfunction(function):
-            _refuse(function, self.kind, "a generator; open the block inside of it")
-        if not iscoroutinefunction(function):
-            _refuse(function, self.kind, f"no coroutine function; use {self.other}()")
-
-        @wraps(function)
-        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            async with self._again():
-                return await function(*args, **kwargs)
-
-        return call
-
-    async def __aenter__(self) -> AsyncSession:
-        if self._open() == "savepoint":
-            try:
-                self._transaction = await self.session.begin_nested()
-            except BaseException as failed:
-                # It flushes first what the owner has left to write.
-                self._close()
-                translate(failed)
-                raise
-        session: AsyncSession = self.session
-        return session
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self._transaction is not None:
-                self._check_savepoint(error)
-                with self._patient():
-                    await shielded(
-                        lambda: greenlet_spawn(
-                            attempt,
-                            lambda: await_only(
-                                self._transaction.__aexit__(kind, error, traceback)
-                            ),
-                            "rolling back a savepoint of",
-                            error,
-                        ),
-                        error,
-                    )
-            if (how := self._leave(error)) != "leave":
-                await self._finish(how, error)
-        except SQLAlchemyError as failed:
-            translate(failed)
-            raise
-        finally:
-            try:
-                for adopted in self._released() if self._adopted else ():
-                    close = _closer(adopted)
-                    await shielded(
-                        partial(greenlet_spawn, attempt, close, "closing", error), error
-                    )
-            finally:
-                self._close()
-        if error is not None:
-            translate(error)
-
-    async def _finish(self, how: Ending, error: BaseException | None) -> None:
-        core = self.session.sync_session
-        if (
-            how == "discard"
-            and not core.in_transaction()
-            and not getattr(core, "_callbacks", None)
-        ):
-            # Nothing to wait for, so nothing to shield. By the session's own: it may
-            # be of a class of the user's.
-            try:
-                await self.session.close()
-            finally:
-                retire(core)
-            return
-        session = Waiting(self.session)
-        if how == "commit":
-            try:
-                # Apart from the commit: it may be cancelled, and nothing is kept.
-                await self.session.flush()
-            except BaseException as failed:
-                cause = failed
-                await shielded(
-                    lambda: greenlet_spawn(finish, session, "rollback", cause, None),
-                    cause,
-                )
-                raise
-        await shielded(
-            lambda: greenlet_spawn(finish, session, how, error, self.expire),
-            error,
-            again=lambda: greenlet_spawn(finish, session, "rollback", error, None),
-        )
-
-
-def _closer(session: Any) -> Callable[[], None]:
-    """Give what closes *session* from inside of a greenlet."""
-    return Waiting(session).close if is_async(session) else session.close
