@@ -12,7 +12,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session
 
 #: The attribute by which a mapped instance has a state, for ``hasattr()``:
 #: ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
@@ -48,3 +48,11 @@ lock_of_select: Callable[[Any], Any] = attrgetter("_for_update_arg")
 
 #: Give the statement that a lambda statement stands for.
 statement_of_lambda: Callable[[Any], Any] = attrgetter("_resolved")
+
+#: Give the defaults that attributes have apart from their columns, by table; SQLAlchemy
+#: 2.0 has none.
+insert_defaults: Callable[[Any], dict[Any, Any]] = (
+    attrgetter("_insert_orm_defaults")
+    if hasattr(Mapper, "_insert_orm_defaults")
+    else lambda mapper: {}
+)

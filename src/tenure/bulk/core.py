@@ -41,7 +41,8 @@ from .naming import name_of
 from .new_rows import Circular
 from .pause_gc import paused
 from .report import BulkReport, Failure, Resolution, Status, describe
-from .save import OnConflict, OnDuplicate
+from .save import OnDuplicate
+from .write import OnConflict
 
 R = TypeVar("R")
 

@@ -22,7 +22,8 @@ from .collected import BulkEntry, Scope
 from .core import Bulk
 from .lookup import Strategy
 from .report import BulkReport, Failure, LoadReport, Reject, Resolution
-from .save import OnConflict, OnDuplicate
+from .save import OnDuplicate
+from .write import OnConflict
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -12,7 +12,6 @@ and :meth:`Insertion.write` which of its instances; the unit of work does the ot
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import repeat
 from typing import Any
 
 from sqlalchemy import (
@@ -37,85 +36,33 @@ from sqlalchemy.orm.state import InstanceState
 from ..mapping import identifiers
 from ..references import columns_held
 from .lookup import orders_alike
-from .write import Copy, Habits, Place, Target, can_copy, in_key_order
+from .write import (
+    LIFE_EVENTS,
+    Copy,
+    Habits,
+    OnConflict,
+    Place,
+    Target,
+    can_copy,
+    default_maker,
+    in_key_order,
+    why_not_bypassed,
+)
 
 State = InstanceState[Any]
 Values = list[Any]
 
-_SESSION_EVENTS = ("before_flush", "after_flush", "after_flush_postexec")
-_LIFE_EVENTS = (
-    "after_attach",
-    "before_attach",
-    "pending_to_persistent",
-    "transient_to_pending",
-)
-_MAPPER_EVENTS = ("before_insert", "after_insert")
 
-
-def insertion(session: Session, mapper: Mapper[Any]) -> Insertion | None:
+def insertion(
+    session: Session, mapper: Mapper[Any], on_conflict: OnConflict = "raise"
+) -> Insertion | None:
     """Give what writes new rows of a class, ``None`` where only the unit of work can."""
-    if _is_watched(session, mapper) or not _is_plain(mapper):
+    if why_not_bypassed(session, mapper, on_conflict=on_conflict) is not None:
         return None
     connection = session.connection(
         bind_arguments={"mapper": mapper, "clause": insert(mapper)}
     )
     return Insertion(session, connection, mapper)
-
-
-def _is_watched(session: Session, mapper: Mapper[Any]) -> bool:
-    """Whether a program looks on while new objects of the class are flushed."""
-    # Sessions of ours look whether one may write at all: so does connection().
-    own = getattr(session, "_flush_listener", None)
-    return (
-        any(
-            listener is not own
-            for name in _SESSION_EVENTS
-            for listener in getattr(session.dispatch, name)
-        )
-        or any(getattr(mapper.dispatch, name) for name in _MAPPER_EVENTS)
-        or bool(mapper.class_manager.dispatch.refresh_flush)
-    )
-
-
-def _is_plain(mapper: Mapper[Any]) -> bool:
-    """Whether an object of the class is one row of one table, and nothing else."""
-    table = mapper.local_table
-    return (
-        isinstance(table, Table)
-        and mapper.tables == [table]
-        and mapper.version_id_col is None
-        and mapper.batch
-        and mapper.base_mapper.eager_defaults is not True
-        and not mapper._readonly_props
-        # Defaults of attributes apart from those of columns, since SQLAlchemy 2.1.
-        and not any(getattr(mapper, "_insert_orm_defaults", {}).values())
-        and not any(relationship.post_update for relationship in mapper.relationships)
-        and all(_is_understood(column, mapper) for column in table.columns)
-    )
-
-
-def _is_understood(of: Any, mapper: Mapper[Any]) -> bool:
-    """Whether it is known here what a column is filled with by default."""
-    if of.computed is not None:
-        return False
-    default = of.default
-    if default is None or (default.is_sequence and of.primary_key):
-        return True
-    return of in mapper._columntoproperty and _maker(of) is not None
-
-
-def _maker(of: Column[Any]) -> Callable[[], Any] | None:
-    """Give what makes the default of a column, if Python does so by itself."""
-    default: Any = of.default
-    if default is None or default.is_sequence or default.is_clause_element:
-        return None
-    if default.is_scalar:
-        return repeat(default.arg).__next__
-    # SQLAlchemy wraps functions that take no context in one of its own.
-    where = getattr(default.arg, "__globals__", {}).get("__name__")
-    if where != "sqlalchemy.sql.schema":
-        return None
-    return lambda: default.arg(None)
 
 
 class _Attribute:
@@ -129,7 +76,7 @@ class _Attribute:
         #: Whether None is a value of its own, as the null of JSON is.
         self.evaluates_none = of.type.should_evaluate_none
         #: Makes the value where none was set.
-        self.maker = _maker(of)
+        self.maker = default_maker(of)
         #: Whether a row without a value does without the column.
         self.is_left_out = self.maker is None and (
             of.server_default is not None or of.primary_key or self.evaluates_none
@@ -498,7 +445,7 @@ class Insertion:
     ) -> None:
         """Let the session know the instances, as after a flush."""
         session: Any = self.session
-        if any(getattr(session.dispatch, name) for name in _LIFE_EVENTS):
+        if any(getattr(session.dispatch, name) for name in LIFE_EVENTS):
             for state in states:
                 session._save_impl(state)
             session._register_persistent(set(states))

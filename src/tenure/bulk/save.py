@@ -18,8 +18,8 @@ from .new_rows import write_new
 from .report import BulkReport, Failure, Status
 from .upsert import merge
 from .value import Value, replace_proxies, set_attributes
+from .write import OnConflict
 
-OnConflict = Literal["raise", "update", "skip"]
 OnDuplicate = Literal["raise", "first", "last"]
 
 #: A value, and its keys.

@@ -44,10 +44,8 @@ def merge(
         classes.setdefault(state.mapper, []).append(state)
     merged: dict[State, Merged] = {}
     for mapper, states in classes.items():
-        if mapper.polymorphic_on is not None:
-            continue  # the row may be one of another class
-        writer = insertion(session, mapper)
-        if writer is None or _changes_by_itself(writer):
+        writer = insertion(session, mapper, on_conflict)
+        if writer is None:
             continue
         for names, alike in _alike(writer, states).items():
             key = _key(writer, names)
@@ -55,16 +53,6 @@ def merge(
                 merging = _Merging(writer, names, key, on_conflict, allowed)
                 merged |= merging.write(alike, size)
     return merged
-
-
-def _changes_by_itself(writer: Insertion) -> bool:
-    """Whether an update does more than to set what was given."""
-    dispatch = writer.mapper.dispatch
-    return bool(dispatch.before_update or dispatch.after_update) or any(
-        attribute.column.onupdate is not None
-        or attribute.column.server_onupdate is not None
-        for attribute in writer.attributes
-    )
 
 
 def _alike(

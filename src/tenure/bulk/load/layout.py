@@ -20,8 +20,7 @@ from ...errors import LoadError
 from ...mapping import columns_of, identifiers
 from ...models import check_fields
 from ...references import Key
-from ..save import OnConflict
-from ..write import Row
+from ..write import OnConflict, Row
 from .sources import Record
 
 

@@ -25,7 +25,7 @@ from ...mapping import mapper_of
 from ...models import entity_of
 from ..pause_gc import paused
 from ..report import LoadReport
-from ..save import OnConflict
+from ..write import OnConflict
 from .checking import Checker
 from .create import Creator
 from .layout import Layouts, Rows

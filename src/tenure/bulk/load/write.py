@@ -13,8 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from ...mapping import identifiers
 from ..lookup import Batch, look_up, orders_alike
 from ..report import LoadReport
-from ..save import OnConflict
-from ..write import Row, Target, in_key_order
+from ..write import OnConflict, Row, Target, in_key_order
 from .layout import Layout, Rows
 from .rejects import Rejects
 from .savepoints import OF_A_VALUE, Attempts

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from sqlalchemy import (
     Column,
     Connection,
-    Table,
     bindparam,
     inspect,
     literal_column,
@@ -37,6 +36,7 @@ from ..write import (
     comparable,
     stage,
     take_turn,
+    why_not_bypassed,
 )
 
 
@@ -54,7 +54,12 @@ class Writer(Protocol):
 
 def writer(session: Session, connection: Connection, target: Target) -> Writer:
     """Give the fastest writer that does what the unit of work would do."""
-    if needs_unit_of_work(target):
+    if why_not_bypassed(
+        session,
+        target.mapper,
+        on_conflict=target.on_conflict,
+        columns=target.columns,
+    ):
         return _UnitOfWork(session, target)
     if target.on_conflict != "raise" and connection.dialect.name != "sqlite":
         staged = stage(connection, target, target.changing)
@@ -64,30 +69,6 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
     if Place(connection, target.table).habits.takes_inserts_only:
         return _UnitOfWork(session, target)
     return Copy(connection, target)
-
-
-_EVENTS = ("before_insert", "after_insert", "before_update", "after_update")
-
-
-def needs_unit_of_work(target: Target) -> bool:
-    """Whether something about the mapping is done by the unit of work only."""
-    mapper = target.mapper
-    if mapper.version_id_col is not None or len(mapper.tables) != 1:
-        return True
-    if mapper.polymorphic_on is not None or not isinstance(mapper.local_table, Table):
-        return True
-    if any(getattr(mapper.dispatch, name) for name in _EVENTS):
-        return True
-    present = set(target.columns)
-    for column in mapper.local_table.columns:
-        if column.onupdate is not None and target.on_conflict == "update":
-            return True
-        if column in present:
-            continue
-        default = column.default
-        if default is not None and not default.is_sequence:
-            return True
-    return False
 
 
 class _UnitOfWork:
