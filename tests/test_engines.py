@@ -73,7 +73,7 @@ class TestDriverUrl:
 
     def test_nothing_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a driver the error says what to install."""
-        monkeypatch.setattr("tenure.drivers.find_spec", lambda name: None)
+        monkeypatch.setattr("tenure.engines.drivers.find_spec", lambda name: None)
         with pytest.raises(RoutingError, match=r"aiosqlite, or tenure\[sqlite\]"):
             driver_url(make_url("sqlite://"), async_mode=True)
 
