@@ -15,7 +15,8 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
 from tenure import DatabaseManager, DatabaseRouter, RoutingError
-from tenure.engines.drivers import driver_url, fit_options, is_async_url
+from tenure.engines.drivers import driver_url, is_async_url
+from tenure.engines.options import fit_options
 from tenure.engines.sqlite import _BEGINS, shared_memory, sqlite_url
 
 PAIRS = [

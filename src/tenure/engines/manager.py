@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 
 from ..errors import RoutingError, UnknownAliasError
 from ..routing import DEFAULT, Role, Routers, choose, may_migrate
-from .pair import Entry
+from .pair import Pair
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -77,8 +77,8 @@ class DatabaseManager(Mapping[str, URL]):
             if not isinstance(alias, str) or not alias:
                 raise RoutingError(f"an alias is a name, not {alias!r}")
         self.routers: list[Any] = Routers(_checked(routers))
-        self._entries = {
-            alias: Entry(alias, given, engine_options)
+        self._pairs = {
+            alias: Pair(alias, given, engine_options)
             for alias, given in databases.items()
         }
         self._lock = Lock()
@@ -99,23 +99,23 @@ class DatabaseManager(Mapping[str, URL]):
         return {alias: self[alias] for alias in self}
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries
+        return key in self._pairs
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._pairs)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._pairs)
 
     def __getitem__(self, key: str) -> URL:
-        entry = self._entry(key)
-        return cast(URL, entry.url or entry.async_url)
+        pair = self._pair(key)
+        return cast(URL, pair.url or pair.async_url)
 
-    def _entry(self, alias: object, *, by: str = "") -> Entry:
-        entry = self._entries.get(alias) if isinstance(alias, str) else None
-        if entry is None:
-            raise UnknownAliasError(alias, self._entries, by=by)
-        return entry
+    def _pair(self, alias: object, *, by: str = "") -> Pair:
+        pair = self._pairs.get(alias) if isinstance(alias, str) else None
+        if pair is None:
+            raise UnknownAliasError(alias, self._pairs, by=by)
+        return pair
 
     def engine(self, alias: str, async_mode: bool = False, by: str = "") -> Any:
         """
@@ -125,30 +125,30 @@ class DatabaseManager(Mapping[str, URL]):
             RoutingError: There is no such database, or no driver for it, or the
                 driver cannot be given an option.
         """
-        entry = self._entries.get(alias) or self._entry(alias, by=by)
-        engine = entry.asynchronous if async_mode else entry.sync
+        pair = self._pairs.get(alias) or self._pair(alias, by=by)
+        engine = pair.asynchronous if async_mode else pair.sync
         if engine is not None:
             return engine
         with self._lock:
             if async_mode:
-                entry.asynchronous = entry.asynchronous or entry.make_async()
-                return entry.asynchronous
-            entry.sync = entry.sync or entry.make_sync()
-            return entry.sync
+                pair.asynchronous = pair.asynchronous or pair.make_async()
+                return pair.asynchronous
+            pair.sync = pair.sync or pair.make_sync()
+            return pair.sync
 
     def alias_of(self, engine: object) -> str | None:
         """Name the database whose connections *engine* uses, with whatever options."""
         pool = getattr(engine, "pool", None)
-        for alias, entry in self._entries.items():
-            for known in (entry.sync, entry.asynchronous):
+        for alias, pair in self._pairs.items():
+            for known in (pair.sync, pair.asynchronous):
                 if known is not None and known.pool is pool:
                     return alias
         return None
 
     def made(self) -> Iterator[Engine]:
         """Give the engines made so far, of async ones the sync engine inside."""
-        for entry in self._entries.values():
-            yield from entry.made()
+        for pair in self._pairs.values():
+            yield from pair.made()
 
     def get_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
         """Give the engine for *resource* (a mapped class or ``None``)."""
@@ -174,7 +174,7 @@ class DatabaseManager(Mapping[str, URL]):
 
     def is_migration_allowed(self, engine: str, package: str) -> bool:
         """Whether *package* may be migrated on the database *engine*."""
-        self._entry(engine)
+        self._pair(engine)
         return may_migrate(self.routers, engine, package)
 
     def dispose(self) -> None:
@@ -184,14 +184,14 @@ class DatabaseManager(Mapping[str, URL]):
         Engines that were handed in belong to the caller and stay open. A database
         in memory ends with its last connection.
         """
-        for entry in self._entries.values():
-            if entry.given_engines:
+        for pair in self._pairs.values():
+            if pair.given_engines:
                 continue
             with self._lock:
-                engine, entry.sync = entry.sync, None
+                engine, pair.sync = pair.sync, None
             if engine is not None:
                 engine.dispose()
-            entry.memory.close()
+            pair.memory.close()
 
     async def adispose(self) -> None:
         """
@@ -200,19 +200,19 @@ class DatabaseManager(Mapping[str, URL]):
         Those of another event loop that is running are closed by it, soon.
         """
         self.dispose()
-        for entry in self._entries.values():
-            if entry.given_engines:
+        for pair in self._pairs.values():
+            if pair.given_engines:
                 continue
             with self._lock:
-                engine, entry.asynchronous = entry.asynchronous, None
+                engine, pair.asynchronous = pair.asynchronous, None
             if engine is not None:
                 await engine.dispose()
 
     def _after_fork(self) -> None:
         """In a forked child: what another thread has locked nobody will release."""
         self._lock = Lock()
-        for entry in self._entries.values():
-            entry.after_fork()
+        for pair in self._pairs.values():
+            pair.after_fork()
 
 
 def _checked(routers: Any) -> list[Any]:

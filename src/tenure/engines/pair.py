@@ -20,7 +20,8 @@ from sqlalchemy.pool import (
 from sqlalchemy.util import get_cls_kwargs
 
 from ..errors import RoutingError
-from .drivers import ASYNC_DRIVERS, driver_url, fit_options, joined, serves
+from .drivers import ASYNC_DRIVERS, dialect_of, driver_url, serves
+from .options import fit_options, joined
 from .pools import LoopPool, leave_to_parent
 from .sqlite import Memory, is_named_memory, is_private_memory, prepare, sqlite_url
 
@@ -64,7 +65,7 @@ _OPTIONS = {
 _NESTED = ("connect_args", "execution_options")
 
 
-class Entry:
+class Pair:
     """One database: what was configured, and the engines made of it so far."""
 
     def __init__(self, alias: str, given: Any, options: Mapping[str, Any]) -> None:
@@ -215,7 +216,7 @@ class Entry:
         """Name the options that one of the engines would take, if that is known."""
         try:
             url = self._target(async_mode=async_mode)
-            dialect = url.get_dialect(_is_async=async_mode)
+            dialect = dialect_of(url, async_mode=async_mode)
         except (RoutingError, NoSuchModuleError):
             # Asking for the engine will say so.
             return None

@@ -17,8 +17,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import PoolResetState
 
 from ..errors import RoutingError
-from .drivers import SQLITE_NAMES, SQLITE_URI_NAMES, is_true
+from .options import is_true
 from .pools import leave_to_parent
+
+# Options of Python's sqlite3; a URL's other options are for SQLite's "file:" URIs.
+_NAMES = {
+    *("autocommit", "cached_statements", "check_same_thread", "detect_types"),
+    *("factory", "isolation_level", "timeout", "uri"),
+}
+_URI_NAMES = {"cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs"}
 
 
 def sqlite_url(url: URL) -> URL:
@@ -32,13 +39,13 @@ def sqlite_url(url: URL) -> URL:
     """
     if url.get_backend_name() != "sqlite":
         return url
-    asked = set(url.query) - SQLITE_NAMES
+    asked = set(url.query) - _NAMES
     if is_true(url.query.get("uri", "")) or not asked:
         if asked and not (url.database or "").startswith("file:"):
             return url.set(database=f"file:{quote(url.database or '')}")
         return url
-    if unknown := asked - SQLITE_URI_NAMES:
-        known = ", ".join(sorted(SQLITE_NAMES | SQLITE_URI_NAMES))
+    if unknown := asked - _URI_NAMES:
+        known = ", ".join(sorted(_NAMES | _URI_NAMES))
         raise RoutingError(
             f"sqlite knows no option {', '.join(map(repr, sorted(unknown)))}; "
             f"known: {known}"
