@@ -15,7 +15,8 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool
 
 from tenure import DatabaseManager, DatabaseRouter, RoutingError
-from tenure.engines.drivers import driver_url, fit_options, is_async_url
+from tenure.engines.drivers import driver_url, is_async_url
+from tenure.engines.options import fit_options
 from tenure.engines.sqlite import _BEGINS, shared_memory, sqlite_url
 
 PAIRS = [
@@ -481,7 +482,7 @@ class TestManager:
             (DatabaseRouter(), "a sequence of routers, not <"),
             (DatabaseRouter, "a sequence of routers, not <class"),
             (3, "a sequence of routers, not 3"),
-            ([DatabaseRouter], "not a class; give DatabaseRouter\\(\\)"),
+            ([DatabaseRouter], "not a class; pass DatabaseRouter\\(\\)"),
             (["copy"], "get_engine\\(\\) or the like, not 'copy'"),
             ([None], "or the like, not None"),
         ],
@@ -681,10 +682,10 @@ class TestEngineOptions:
         manager = DatabaseManager({"main": "sqlite:///a"}, creator=creator)
         with pytest.raises(LookupError):
             manager.engines["main"].connect()
-        with pytest.raises(RoutingError, match=r"'main': .* give 'async_creator', too"):
+        with pytest.raises(RoutingError, match=r"'main': .* pass 'async_creator', too"):
             manager.async_engines["main"]
         manager = DatabaseManager({"main": "sqlite:///a"}, async_creator=creator)
-        with pytest.raises(RoutingError, match="for sync ones give 'creator', too"):
+        with pytest.raises(RoutingError, match="for sync ones pass 'creator', too"):
             manager.engines["main"]
         manager = DatabaseManager("sqlite:///a", creator=creator, async_creator=creator)
         with pytest.raises(LookupError):

@@ -13,6 +13,8 @@ from operator import attrgetter
 from typing import Any
 
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 #: The attribute by which a mapped instance has a state, for ``hasattr()``:
 #: ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
@@ -56,3 +58,50 @@ insert_defaults: Callable[[Any], dict[Any, Any]] = (
     if hasattr(Mapper, "_insert_orm_defaults")
     else lambda mapper: {}
 )
+def state_of(value: Any) -> InstanceState[Any] | None:
+    """
+    Give SQLAlchemy's state of a mapped instance; ``None`` for any other value.
+
+    ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
+    """
+    return getattr(value, "_sa_instance_state", None)
+
+
+class HookedPool(AsyncAdaptedQueuePool):
+    """
+    A pool whose steps can be overridden by public names.
+
+    SQLAlchemy has no public hook for where connections come from and return to, nor
+    for the time before which all of them count as lost.
+    """
+
+    #: Connections opened before this time, in seconds, are replaced at checkout.
+    invalid_before: float = 0
+
+    #: Return an idle connection, or wait for one, or open one.
+    get_entry = AsyncAdaptedQueuePool._do_get
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        return self.get_entry()
+
+    def return_entry(self, entry: ConnectionPoolEntry) -> None:
+        """Take a connection back."""
+        super()._do_return_conn(entry)
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        self.return_entry(record)
+
+    def create_entry(self) -> ConnectionPoolEntry:
+        """Open a connection."""
+        return super()._create_connection()
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        return self.create_entry()
+
+    @property
+    def _invalidate_time(self) -> float:
+        return self.invalid_before
+
+    @_invalidate_time.setter
+    def _invalidate_time(self, time: float) -> None:
+        self.invalid_before = time

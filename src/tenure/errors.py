@@ -4,23 +4,25 @@ Every exception tenure raises.
 ::
 
     TenureError
-    ├── SessionError (RuntimeError)             a scope or a session was used wrongly
-    │   └── ConcurrentUseError
+    ├── SessionError (RuntimeError)             a block or a session was used wrongly
+    │   └── ConcurrentUseError                  two users of one session at a time
     ├── UnresolvedReferenceError (LookupError)  a reference was read before it was resolved
-    ├── RoutingError (UnboundExecutionError)    no engine could be chosen
-    │   ├── UnknownAliasError (KeyError)        a name that no database has
-    │   ├── StaleReplicaError                   no replica is as far as was asked for
-    │   ├── PrimaryUnavailableError             nobody takes writes at present
-    │   ├── DeadlineExceededError (TimeoutError)
-    │   └── LostWriteError                      a failover has lost what was committed
+    ├── RoutingError (UnboundExecutionError)    no usable engine
+    │   ├── UnknownAliasError (KeyError)        an alias that no database has
+    │   ├── StaleReplicaError *                 no replica is up to date
+    │   ├── PrimaryUnavailableError *           no server accepts writes
+    │   ├── DeadlineExceededError (TimeoutError)  a wait took too long
+    │   └── LostWriteError *                    a failover lost a committed write
     ├── LoadError (ValueError)                  a source cannot be loaded
-    │   └── RejectedRowsError                   more rows were bad than the caller allows
-    └── DatabaseError (SQLAlchemyError)         the database said no
-        ├── ResolutionError                     references that name no row, or more than one
-        └── CommitOutcomeUnknownError           a commit that got no answer
+    │   └── RejectedRowsError                   more bad rows than the caller allows
+    └── DatabaseError (SQLAlchemyError)         the database, its driver or SQLAlchemy refused
+        ├── ResolutionError                     references without one row each
+        └── CommitOutcomeUnknownError *         the connection was lost during a commit
 
-A database error keeps its own class: what :func:`wrap` returns is a
-:class:`DatabaseError` *and* an instance of the class SQLAlchemy raised.
+Nothing raises those with * yet: they are for databases with replicas.
+
+:func:`wrap` returns an error that is a :class:`DatabaseError` *and* an instance of the
+class that SQLAlchemy raised.
 """
 
 from __future__ import annotations
@@ -47,21 +49,21 @@ class TenureError(Exception):
 
 
 class SessionError(TenureError, RuntimeError):
-    """A scope or a session was opened, joined or ended in a way that cannot work."""
+    """A block or a session was opened, joined, used or ended in a way that cannot work."""
 
 
 class ConcurrentUseError(SessionError):
     """
     One session was used by two tasks or threads at the same time.
 
-    The second is refused before anything is sent; the first goes on.
+    The second call is refused before it sends a statement; the first one continues.
 
     Attributes:
-        doing: The method of the session that was refused.
-        first: Who uses the session, ``"task 'name'"`` or ``"thread 'name'"``.
-        second: Who was refused.
-        first_line: The line of code the first is at, if it could be told.
-        second_line: The line of code that was refused, if it could be told.
+        doing: The method that was refused.
+        first: The user of the session, ``"task 'name'"`` or ``"thread 'name'"``.
+        second: The one that was refused.
+        first_line: The line of code that *first* is running, if known.
+        second_line: The line of code that was refused, if known.
     """
 
     def __init__(
@@ -81,8 +83,8 @@ class ConcurrentUseError(SessionError):
         super().__init__(
             f"{second} called {doing}(){f' at {second_line}' if second_line else ''} on "
             f"a session that {first} is using"
-            f"{f' at {first_line}' if first_line else ''}; give each a session of its "
-            f"own, with gather() or new=True, or make sessions with "
+            f"{f' at {first_line}' if first_line else ''}; use one session for each, "
+            f"with gather() or new=True, or make sessions with "
             f"on_concurrent='serialize'"
         )
 
@@ -91,8 +93,8 @@ class UnresolvedReferenceError(TenureError, LookupError):
     """
     A reference was read, or about to be written, before it was resolved.
 
-    Or it is bound only, and what was read would have to be loaded where nothing
-    can wait for it (*is_bound*).
+    Or it has only its row's key (*is_bound*), and reading the attribute would wait for
+    the database where async code cannot.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class UnresolvedReferenceError(TenureError, LookupError):
         name = f"{entity.__name__}({describe_key(self.key)})"
         super().__init__(
             f"{name} is bound, not loaded, so its {wanted} cannot be read without "
-            f'waiting; use bulk.resolve(strategy="hydrate")'
+            f'waiting for the database; use bulk.resolve(strategy="hydrate")'
             if is_bound
             else f"{name} is not resolved, so its {wanted} cannot be read; call "
             f"bulk.resolve() first"
@@ -118,45 +120,45 @@ class UnresolvedReferenceError(TenureError, LookupError):
 
 
 class RoutingError(TenureError, exc.UnboundExecutionError):
-    """No engine could be chosen, or a router named one that is not there."""
+    """No engine could be chosen or made, or the chosen one may not be used."""
 
 
 class UnknownAliasError(RoutingError, KeyError):
-    """An alias names no database of the manager."""
+    """No database of the manager has this alias."""
 
     def __init__(self, alias: object, known: Collection[str], *, by: str = "") -> None:
         self.alias = alias
         self.known = tuple(known)
         names = ", ".join(map(repr, self.known)) or "none"
         super().__init__(
-            f"no database {alias!r}{f' (named by {by})' if by else ''}; known: {names}"
+            f"no database {alias!r}{f' (from {by})' if by else ''}; known: {names}"
         )
 
 
 class StaleReplicaError(RoutingError):
-    """No replica has replayed what was to be read, and the primary was not allowed."""
+    """No replica was up to date, and reading the primary was not allowed."""
 
     retryable = True
 
 
 class PrimaryUnavailableError(RoutingError):
-    """No server takes writes at present: a failover is under way, or all are down."""
+    """No server accepts writes now: a failover is running, or all are down."""
 
     retryable = True
 
 
 class DeadlineExceededError(RoutingError, TimeoutError):
-    """What had to be done within a time was not; nothing was written."""
+    """A wait took longer than its limit; nothing was written."""
 
     retryable = True
 
 
 class LostWriteError(RoutingError):
-    """A write that was acknowledged is in no history that can be reached any more."""
+    """A failover lost a write that had been committed."""
 
 
 class LoadError(TenureError, ValueError):
-    """A source, or the model it is loaded into, cannot be used at all."""
+    """A source, or the model of its rows, cannot be used at all."""
 
 
 class Counts(Protocol):
@@ -174,18 +176,18 @@ class Counts(Protocol):
     references: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the counts as plain values, for JSON."""
+        """Return the counts as plain values, for JSON."""
 
 
 class RejectedRowsError(LoadError):
-    """More rows were rejected than the caller allows; the transaction was undone."""
+    """More rows were rejected than the caller allows; the load was rolled back."""
 
     def __init__(self, report: Counts, max_errors: int) -> None:
         self.report = report
         self.max_errors = max_errors
         first = report.rejects[0] if report.rejects else None
         where = f"; first at line {first.line}: {first}" if first else ""
-        # With commit="batch" earlier batches are there to stay.
+        # With commit="batch", earlier batches are committed.
         kept = f"only {report.kept:,} were" if report.kept else "nothing was"
         super().__init__(
             f"{report.rejected:,} of {report.rows:,} rows were rejected and "
@@ -197,26 +199,26 @@ class DatabaseError(TenureError, exc.SQLAlchemyError):
     """
     The database, its driver or SQLAlchemy refused.
 
-    When it stands for an error of theirs it is also an instance of that
-    error's class, with the same attributes, and has it as ``__cause__``. It is
-    *retryable* after a deadlock, a serialization failure or a lock that was busy.
+    If it wraps an error, it is also an instance of that error's class, with the same
+    attributes, and has the error as ``__cause__``. It is *retryable* after a deadlock, a
+    serialization failure or a lock that was busy.
     """
 
-    #: The error this one stands for, if there is one.
+    #: The error that this one wraps, if any.
     original: exc.SQLAlchemyError | None = None
 
 
 class CommitOutcomeUnknownError(DatabaseError):
     """
-    The connection was lost before a commit was answered: it may have happened.
+    The connection was lost before the answer to a commit: it may have happened.
 
-    Not to be run again before that is known.
+    Find out before running the unit of work again.
     """
 
 
 class ResolutionError(DatabaseError):
     """
-    References that could not be resolved: all of them, not only the first.
+    References could not be resolved; all of them are listed, not only the first.
 
     Attributes:
         failures: One :class:`Failure <tenure.bulk.Failure>` for each reference.
@@ -233,7 +235,7 @@ class ResolutionError(DatabaseError):
         )
 
     def errors(self) -> list[dict[str, Any]]:
-        """Give the failures in the shape of ``pydantic.ValidationError.errors()``."""
+        """Return the failures in the shape of ``pydantic.ValidationError.errors()``."""
         return [
             {
                 "type": f"reference_{failure.reason}",
@@ -247,7 +249,7 @@ class ResolutionError(DatabaseError):
 
 
 def describe_key(key: Mapping[str, Any]) -> str:
-    """Write a key as ``name=value`` pairs."""
+    """Return a key as ``name=value`` pairs."""
     return ", ".join(f"{name}={value!r}" for name, value in key.items())
 
 
@@ -256,7 +258,7 @@ _combined: dict[type[exc.SQLAlchemyError], type[DatabaseError]] = {}
 
 def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     """
-    Give *error* as a :class:`DatabaseError` that is also of the class of *error*.
+    Return *error* as a :class:`DatabaseError` that is also of the class of *error*.
 
     The caller raises it ``from`` the original.
     """
@@ -288,14 +290,14 @@ _TRANSIENT_CODES = {5, 6}
 
 
 def _is_transient(error: exc.SQLAlchemyError) -> bool:
-    """Whether *error* came of others who did something at the same time."""
+    """Whether *error* was caused by concurrent transactions."""
     original: Any = getattr(error, "orig", None)
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if state is not None:
         return state in _TRANSIENT_STATES
     code = getattr(original, "sqlite_errorcode", None)
     if code is not None:
-        # The lower byte; the others tell it more exactly.
+        # The lower byte is the primary code; the rest is detail.
         return code & 0xFF in _TRANSIENT_CODES
     numbers: tuple[Any, ...] = getattr(original, "args", ())
     return bool(numbers) and numbers[0] in _TRANSIENT_NUMBERS

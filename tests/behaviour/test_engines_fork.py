@@ -126,7 +126,7 @@ manager = DatabaseManager(url)
 locked, done = threading.Event(), threading.Event()
 
 def hold():
-    with manager._lock, manager._entries["default"].memory._lock:
+    with manager._lock, manager._pairs["default"].memory._lock:
         locked.set()
         done.wait()
 

@@ -220,8 +220,8 @@ def test_collected() -> None:
     """A manager that nobody disposes of takes its database with it."""
     manager = DatabaseManager("sqlite://", poolclass=NullPool)
     do(manager.engines["default"], CREATE)
-    memory = weakref.ref(manager._entries["default"].memory)
-    anchor = manager._entries["default"].memory._anchor
+    memory = weakref.ref(manager._pairs["default"].memory)
+    anchor = manager._pairs["default"].memory._anchor
     assert anchor is not None
     del manager
     gc.collect()

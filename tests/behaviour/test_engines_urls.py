@@ -150,7 +150,7 @@ class TestPostgreSQL:
         manager = DatabaseManager({"main": url})
         with pytest.raises(
             RoutingError,
-            match=r"'main': asyncpg has nothing like .* channel_binding=require.*"
+            match=r"'main': option channel_binding=require has no .* in asyncpg.*"
             r'"async_url"',
         ):
             manager.async_engines["main"]

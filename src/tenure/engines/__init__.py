@@ -1,4 +1,4 @@
-"""From a URL to a connection: pairs of engines, made when they are first used."""
+"""From a URL to a connection: pairs of engines, each made when first used."""
 
 from .drivers import is_async_url
 from .manager import DatabaseManager

@@ -1,8 +1,8 @@
 """
 Named databases, each a pair of engines: one for sync code, one for async code.
 
-An engine is made when it is first asked for, with a driver that is installed,
-and disposed of once. One URL gives both.
+One URL is enough for both. An engine is made when it is first used, with a driver that
+is installed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sqlalchemy.engine import URL
 
 from ..errors import RoutingError, UnknownAliasError
 from ..routing import DEFAULT, Role, Routers, choose, may_migrate
-from .pair import Entry
+from .pair import Pair
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class _Engines(Mapping[str, Any]):
-    """The engines of one kind by alias; reading one makes it."""
+    """The engines of one kind by alias, each made when it is first read."""
 
     def __init__(self, manager: DatabaseManager, *, async_mode: bool) -> None:
         self._manager = manager
@@ -48,20 +48,21 @@ class DatabaseManager(Mapping[str, URL]):
     """
     Databases by alias, and the routers that choose among them.
 
-    A mapping of aliases to URLs. A forked child makes connections of its own, and
+    It is a mapping of aliases to URLs. A forked child opens its own connections, and
     so does each event loop.
 
     Args:
         databases: Alias to a URL, to ``{"url": …, "async_url": …,
             "engine_options": {…}, "async_engine_options": {…}}``, to an engine or
-            to ``(engine, async_engine)``. Not a mapping, it is the database
-            ``default``.
-        routers: Asked in order; the first that answers wins.
-        engine_options: Passed to ``create_engine`` for every database; an alias's
-            own win. What only one engine of a pair can take, the other goes without.
+            to ``(engine, async_engine)``. Anything but a mapping is the one
+            database, ``default``.
+        routers: Asked in order; the first answer other than ``None`` wins.
+        engine_options: Passed to ``create_engine`` for every database; the options of
+            one database win over them. An option that only one engine of a pair
+            accepts is passed to that engine only.
 
     Raises:
-        RoutingError: A database is described in a way that cannot work.
+        RoutingError: A database, an option or a router cannot be used.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class DatabaseManager(Mapping[str, URL]):
             if not isinstance(alias, str) or not alias:
                 raise RoutingError(f"an alias is a name, not {alias!r}")
         self.routers: list[Any] = Routers(_checked(routers))
-        self._entries = {
-            alias: Entry(alias, given, engine_options)
+        self._pairs = {
+            alias: Pair(alias, given, engine_options)
             for alias, given in databases.items()
         }
         self._lock = Lock()
@@ -86,10 +87,10 @@ class DatabaseManager(Mapping[str, URL]):
         self.async_engines: Mapping[str, AsyncEngine] = _Engines(self, async_mode=True)
         _managers.add(self)
 
-    #: Whether blocks keep the stack that has opened them; :class:`Database` sets it.
+    #: Whether blocks record the stack that opened them; :class:`Database` sets it.
     debug = False
 
-    # As objects, not by contents: two managers never share an engine.
+    # By identity, not by contents: two managers never share an engine.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -99,128 +100,129 @@ class DatabaseManager(Mapping[str, URL]):
         return {alias: self[alias] for alias in self}
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries
+        return key in self._pairs
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._pairs)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._pairs)
 
     def __getitem__(self, key: str) -> URL:
-        entry = self._entry(key)
-        return cast(URL, entry.url or entry.async_url)
+        pair = self._pair(key)
+        return cast(URL, pair.url or pair.async_url)
 
-    def _entry(self, alias: object, *, by: str = "") -> Entry:
-        entry = self._entries.get(alias) if isinstance(alias, str) else None
-        if entry is None:
-            raise UnknownAliasError(alias, self._entries, by=by)
-        return entry
+    def _pair(self, alias: object, *, by: str = "") -> Pair:
+        pair = self._pairs.get(alias) if isinstance(alias, str) else None
+        if pair is None:
+            raise UnknownAliasError(alias, self._pairs, by=by)
+        return pair
 
     def engine(self, alias: str, async_mode: bool = False, by: str = "") -> Any:
         """
-        Give the engine of *alias*, made now if it is the first time.
+        Return the engine of *alias*; the first call makes it.
 
         Raises:
-            RoutingError: There is no such database, or no driver for it, or the
-                driver cannot be given an option.
+            RoutingError: There is no such database, no driver for it is installed, or
+                the driver has no equivalent of an option.
         """
-        entry = self._entries.get(alias) or self._entry(alias, by=by)
-        engine = entry.asynchronous if async_mode else entry.sync
+        pair = self._pairs.get(alias) or self._pair(alias, by=by)
+        engine = pair.asynchronous if async_mode else pair.sync
         if engine is not None:
             return engine
         with self._lock:
             if async_mode:
-                entry.asynchronous = entry.asynchronous or entry.make_async()
-                return entry.asynchronous
-            entry.sync = entry.sync or entry.make_sync()
-            return entry.sync
+                pair.asynchronous = pair.asynchronous or pair.make_async()
+                return pair.asynchronous
+            pair.sync = pair.sync or pair.make_sync()
+            return pair.sync
 
     def alias_of(self, engine: object) -> str | None:
-        """Name the database whose connections *engine* uses, with whatever options."""
+        """Return the alias whose connections *engine* uses, whatever its options."""
         pool = getattr(engine, "pool", None)
-        for alias, entry in self._entries.items():
-            for known in (entry.sync, entry.asynchronous):
+        for alias, pair in self._pairs.items():
+            for known in (pair.sync, pair.asynchronous):
                 if known is not None and known.pool is pool:
                     return alias
         return None
 
     def made(self) -> Iterator[Engine]:
-        """Give the engines made so far, of async ones the sync engine inside."""
-        for entry in self._entries.values():
-            yield from entry.made()
+        """Yield the engines made so far; for an async one, the sync engine inside it."""
+        for pair in self._pairs.values():
+            yield from pair.made()
 
     def get_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
-        """Give the engine for *resource* (a mapped class or ``None``)."""
+        """Return the engine for *resource* (a mapped class or ``None``)."""
         return self.route(resource, None, async_mode=async_mode)
 
     def get_read_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
-        """Give the engine for reading *resource*."""
+        """Return the engine for reading *resource*."""
         return self.route(resource, "read", async_mode=async_mode)
 
     def get_write_engine(self, resource: Any = None, async_mode: bool = False) -> Any:
-        """Give the engine for writing *resource*."""
+        """Return the engine for writing *resource*."""
         return self.route(resource, "write", async_mode=async_mode)
 
     def route(self, resource: Any, role: Role | None, *, async_mode: bool) -> Any:
         """
-        Give the engine that the routers choose.
+        Return the engine that the routers choose.
 
         Raises:
-            RoutingError: A router failed or named an unknown alias.
+            RoutingError: A router failed or returned an unknown alias.
         """
         alias, by = choose(self.routers, resource, role)
         return self.engine(alias, async_mode=async_mode, by=by)
 
     def is_migration_allowed(self, engine: str, package: str) -> bool:
         """Whether *package* may be migrated on the database *engine*."""
-        self._entry(engine)
+        self._pair(engine)
         return may_migrate(self.routers, engine, package)
 
     def dispose(self) -> None:
         """
-        Close the connections of every sync engine that was made here.
+        Close the connections of every sync engine made here.
 
-        Engines that were handed in belong to the caller and stay open. A database
-        in memory ends with its last connection.
+        Engines that the caller passed in stay open. A database in memory ends with
+        its last connection.
         """
-        for entry in self._entries.values():
-            if entry.given_engines:
+        for pair in self._pairs.values():
+            if pair.given_engines:
                 continue
             with self._lock:
-                engine, entry.sync = entry.sync, None
+                engine, pair.sync = pair.sync, None
             if engine is not None:
                 engine.dispose()
-            entry.memory.close()
+            pair.memory.close()
 
     async def adispose(self) -> None:
         """
         Close the connections of every engine, sync and async, made here.
 
-        Those of another event loop that is running are closed by it, soon.
+        Another event loop that is running closes its connections itself, soon.
         """
         self.dispose()
-        for entry in self._entries.values():
-            if entry.given_engines:
+        for pair in self._pairs.values():
+            if pair.given_engines:
                 continue
             with self._lock:
-                engine, entry.asynchronous = entry.asynchronous, None
+                engine, pair.asynchronous = pair.asynchronous, None
             if engine is not None:
                 await engine.dispose()
 
     def _after_fork(self) -> None:
-        """In a forked child: what another thread has locked nobody will release."""
+        """In a forked child: drop the parent's connections and lock."""
+        # A thread of the parent may hold it, and does not exist here.
         self._lock = Lock()
-        for entry in self._entries.values():
-            entry.after_fork()
+        for pair in self._pairs.values():
+            pair.after_fork()
 
 
 def _checked(routers: Any) -> list[Any]:
     """
-    Give the routers as a list, if they can be some.
+    Return the routers as a list.
 
     Raises:
-        RoutingError: One of them can be none.
+        RoutingError: One of them cannot be a router.
     """
     if isinstance(routers, (str, bytes, type)) or not isinstance(routers, Iterable):
         raise RoutingError(f"expected a sequence of routers, not {routers!r}")
@@ -228,7 +230,7 @@ def _checked(routers: Any) -> list[Any]:
     for router in checked:
         if isinstance(router, type):
             raise RoutingError(
-                f"a router is an object, not a class; give {router.__name__}()"
+                f"a router is an object, not a class; pass {router.__name__}()"
             )
         if router is None or isinstance(router, (str, bytes, int, float)):
             raise RoutingError(
@@ -242,7 +244,6 @@ def _after_fork() -> None:
         manager._after_fork()
 
 
-# Compared by identity, all the same: a manager hashes as an object does.
 _managers: weakref.WeakSet[DatabaseManager] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

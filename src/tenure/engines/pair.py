@@ -1,10 +1,10 @@
-"""One database of a manager: what was configured, and the engines made of it."""
+"""One database of a manager: its configuration and the engines made from it."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -20,7 +20,8 @@ from sqlalchemy.pool import (
 from sqlalchemy.util import get_cls_kwargs
 
 from ..errors import RoutingError
-from .drivers import ASYNC_DRIVERS, driver_url, fit_options, joined, serves
+from .drivers import ASYNC_DRIVERS, dialect_of, driver_url, serves
+from .options import fit_options, joined
 from .pools import LoopPool, leave_to_parent
 from .sqlite import Memory, is_named_memory, is_private_memory, prepare, sqlite_url
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 def _refuse_use(*arguments: Any) -> NoReturn:
     raise ResourceClosedError(
-        "this connection was in use when the process forked, and is the parent's; "
-        "roll back or close the session, or the connection, to get another"
+        "this connection was in use when the process forked and belongs to the parent; "
+        "roll back or close the session or connection to get another"
     )
 
 
@@ -39,7 +40,8 @@ _ENTRY_KEYS = ("url", "async_url", "engine_options", "async_engine_options", "re
 _EXPECTED = (
     "a URL, a mapping with 'url', an Engine, an AsyncEngine or (engine, async_engine)"
 )
-# Of create_engine() and create_async_engine() themselves, not of their classes.
+# Options of create_engine() and create_async_engine() themselves; those of the dialect
+# and of Engine are read from these classes.
 _OPTIONS = {
     "async_creator",
     "connect_args",
@@ -60,12 +62,12 @@ _OPTIONS = {
     "pool_use_lifo",
     "poolclass",
 }
-# Mappings, whose items are options themselves.
+# Options that are mappings, merged item by item.
 _NESTED = ("connect_args", "execution_options")
 
 
-class Entry:
-    """One database: what was configured, and the engines made of it so far."""
+class Pair:
+    """One database: its configuration and the engines made from it so far."""
 
     def __init__(self, alias: str, given: Any, options: Mapping[str, Any]) -> None:
         self.alias = alias
@@ -77,7 +79,7 @@ class Entry:
         self.options = dict(options)
         self.async_options: Mapping[str, Any] = {}
         self.memory = Memory()
-        # Those of engines made here; a forked child must not use them.
+        # Connections of engines made here, which a forked child must not use.
         self.records: weakref.WeakSet[Any] = weakref.WeakSet()
         if isinstance(given, Mapping):
             self._configure(given)
@@ -99,7 +101,7 @@ class Entry:
                 f"; given {', '.join(map(repr, given)) or 'nothing'}"
             )
         if given.get("replicas"):
-            raise self._wrong("replicas cannot be routed to yet")
+            raise self._wrong("routing to 'replicas' is not supported yet")
         if "url" in given:
             self.url = self._parse(given["url"])
         if "async_url" in given:
@@ -146,7 +148,7 @@ class Entry:
             if isinstance(engine, Engine) and engine.dialect.is_async:
                 raise self._wrong(
                     f"{engine!r} is the sync engine inside an async one; "
-                    f"give the AsyncEngine"
+                    f"pass the AsyncEngine"
                 )
             if isinstance(engine, Engine) and self.sync is None:
                 self.sync = engine
@@ -167,7 +169,7 @@ class Entry:
         self._check_backends(urls)
 
     def _check(self) -> None:
-        """See to it that a pair is one, and that somebody knows each option."""
+        """Check that both URLs have one backend, and that an engine knows each option."""
         urls = [url for url in (self.url, self.async_url) if url is not None]
         self._check_backends(urls)
         url = self.async_url
@@ -175,7 +177,7 @@ class Entry:
             is_named = "+" in url.drivername
             if is_named and not self._serves(url, async_mode=True):
                 raise self._wrong(
-                    f"'async_url' names {url.drivername!r}, which is no async driver"
+                    f"'async_url' has {url.drivername!r}, which is no async driver"
                 )
         if self.options or self.async_options:
             self._check_options()
@@ -205,19 +207,21 @@ class Entry:
         ):
             for name in options:
                 if name not in known:
-                    near = get_close_matches(str(name), known, 1)
+                    # Imported here: it is slow to import.
+                    difflib = import_module("difflib")
+                    near = difflib.get_close_matches(str(name), known, 1)
                     raise self._wrong(
                         f"{name!r} is no option of create_engine() here"
                         f"{f'; did you mean {near[0]!r}?' if near else ''}"
                     )
 
     def _known(self, *, async_mode: bool) -> set[str] | None:
-        """Name the options that one of the engines would take, if that is known."""
+        """Return the options that one of the engines accepts, if its driver is known."""
         try:
             url = self._target(async_mode=async_mode)
-            dialect = url.get_dialect(_is_async=async_mode)
+            dialect = dialect_of(url, async_mode=async_mode)
         except (RoutingError, NoSuchModuleError):
-            # Asking for the engine will say so.
+            # Raised when this engine is first used.
             return None
         names = {*get_cls_kwargs(dialect), *get_cls_kwargs(Engine), *_OPTIONS}
         names -= {"dbapi", "pool", "dialect", "url"}
@@ -262,11 +266,11 @@ class Entry:
         if self.given_engines:
             raise self._wrong(
                 f"was given as {'a sync' if async_mode else 'an async'} engine only; "
-                f"give a URL, or (engine, async_engine)"
+                f"pass a URL, or (engine, async_engine)"
             )
         try:
             asked = self._target(async_mode=async_mode)
-            options = self._of_face(options, async_mode=async_mode)
+            options = self._of_engine(options, async_mode=async_mode)
             if not {"creator", "async_creator"} & set(options):
                 url, arguments = fit_options(asked, options.get("connect_args", {}))
                 options["connect_args"] = arguments
@@ -278,17 +282,17 @@ class Entry:
         except (RoutingError, TypeError, ArgumentError) as error:
             raise self._wrong(str(error)) from error
 
-    def _of_face(
+    def _of_engine(
         self, options: Mapping[str, Any], *, async_mode: bool
     ) -> dict[str, Any]:
-        """Leave out what only the other engine of the pair can take."""
+        """Drop the options that only the other engine of the pair accepts."""
         mine, other = "creator", "async_creator"
         if async_mode:
             mine, other = other, mine
         if other in options and mine not in options:
             raise RoutingError(
-                f"connections are made by {other!r}; "
-                f"for {'async' if async_mode else 'sync'} ones give {mine!r}, too"
+                f"{other!r} makes the {'sync' if async_mode else 'async'} connections; "
+                f"for {'async' if async_mode else 'sync'} ones pass {mine!r}, too"
             )
         known = self._known(async_mode=async_mode) or set(options)
         chosen = {name: value for name, value in options.items() if name in known}
@@ -305,7 +309,7 @@ class Entry:
         return chosen if poolclass is None else {**chosen, "poolclass": poolclass}
 
     def made(self) -> Iterator[Engine]:
-        """Give the engines made so far; those handed in are none of them."""
+        """Yield the engines made here so far, without those that the caller passed in."""
         if not self.given_engines:
             yield from self._all()
 
@@ -316,7 +320,7 @@ class Entry:
             yield self.asynchronous.sync_engine
 
     def after_fork(self) -> None:
-        """In a forked child: leave the parent's connections to the parent."""
+        """In a forked child: neither use nor close the parent's connections."""
         for record in list(self.records):
             if record.dbapi_connection is not None:
                 leave_to_parent(record.dbapi_connection)
@@ -333,7 +337,7 @@ class Entry:
 
 
 def _takes_async(poolclass: Any) -> bool:
-    """Whether *poolclass* is not for sync engines only."""
+    """Whether an async engine can use *poolclass*."""
     return poolclass is None or not (
         issubclass(poolclass, (QueuePool, SingletonThreadPool))
         and not issubclass(poolclass, AsyncAdaptedQueuePool)
@@ -343,7 +347,7 @@ def _takes_async(poolclass: Any) -> bool:
 def _joined_arguments(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Merge options, the second ones winning; of server settings, one by one."""
+    """Merge options and server settings one by one; the second ones win."""
     merged = {**first, **second}
     if first.get("server_settings") and second.get("server_settings"):
         merged["server_settings"] = joined(
@@ -353,7 +357,7 @@ def _joined_arguments(
 
 
 def _is_async_engine(given: Any) -> bool:
-    # Not by importing its class, which needs greenlet: without it there is none.
+    # By name: importing the class needs greenlet, which may not be installed.
     return any(
         cls.__name__ == "AsyncEngine" and cls.__module__.startswith("sqlalchemy.")
         for cls in type(given).__mro__

@@ -1,47 +1,45 @@
-"""Pools whose connections stay with their event loop, and with their process."""
+"""Pools whose connections stay in their event loop, and in their process."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from threading import Lock, Thread
 from typing import Any
 
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only, greenlet_spawn
-from sqlalchemy.util.queue import Empty
+
+from .._private import HookedPool
 
 
-class LoopPool(AsyncAdaptedQueuePool):
+class LoopPool(HookedPool):
     """
-    A queue of connections for each event loop, which closes them before it ends.
+    One queue of connections for each event loop, closed when the loop ends.
 
-    Drivers bind a connection to the loop it was made in. Sizes are those of one
-    loop's queue.
+    Drivers bind a connection to the loop in which it was opened. Sizes are those of
+    one loop's queue.
     """
 
-    # Their loggers are called so, and people know where SQLAlchemy's pools log.
+    # SQLAlchemy names the logger after it, and users know where its pools log.
     __module__ = AsyncAdaptedQueuePool.__module__
 
     def __init__(self, creator: Any, **options: Any) -> None:
         super().__init__(creator, **options)
-        self._recipe = {k: v for k, v in options.items() if k != "_dispatch"}
+        self._arguments = (creator, options)
         self._loops: dict[asyncio.AbstractEventLoop | None, _OneLoopPool] = {}
         self._mutex = Lock()
         self._has_connected = False
         self._first: asyncio.AbstractEventLoop | None = None
         self._firsts = 0
 
-    def _do_get(self) -> ConnectionPoolEntry:
-        return self._here()._do_get()
-
-    def _here(self) -> _OneLoopPool:
-        # None outside of any loop, where connecting will say what it needs.
+    def get_entry(self) -> ConnectionPoolEntry:
+        # None outside of any loop, where connecting raises the error that says so.
         loop = asyncio._get_running_loop()
-        return self._loops.get(loop) or self._open(loop)
+        return (self._loops.get(loop) or self._open(loop)).get_entry()
 
     def _open(self, loop: asyncio.AbstractEventLoop | None) -> _OneLoopPool:
         with self._mutex:
@@ -50,24 +48,19 @@ class LoopPool(AsyncAdaptedQueuePool):
                 for other in list(self._loops)
                 if other is not None and other.is_closed()
             ]
-            pool = _OneLoopPool(self, loop, self._creator, **self._recipe)
-            self._loops[loop] = pool
+            creator, options = self._arguments
+            pool = self._loops[loop] = _OneLoopPool(self, loop, creator, options)
         for other_pool in closed:
             other_pool.abandon()
         return pool
 
-    def _invalidate(self, *arguments: Any, **options: Any) -> None:
-        super()._invalidate(*arguments, **options)
-        for pool in list(self._loops.values()):
-            pool._invalidate_time = self._invalidate_time
-
     @contextmanager
     def connecting(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[None]:
         """
-        Let the loops take turns until one has connected.
+        Let one loop at a time connect, until one has succeeded.
 
-        What a dialect learns from its first connection is guarded by a lock that
-        knows one loop only.
+        The lock with which SQLAlchemy guards the first connection of a dialect works
+        inside one loop only.
         """
         if self._has_connected:
             yield
@@ -90,7 +83,7 @@ class LoopPool(AsyncAdaptedQueuePool):
             return True
 
     def dispose(self) -> None:
-        """Close what is idle, each connection in its own loop."""
+        """Close the idle connections, each in its own loop."""
         here = asyncio._get_running_loop()
         with self._mutex:
             loops, self._loops = self._loops, {}
@@ -113,7 +106,7 @@ class LoopPool(AsyncAdaptedQueuePool):
         return sum(pool.overflow() for pool in pools) if pools else super().overflow()
 
 
-class _OneLoopPool(AsyncAdaptedQueuePool):
+class _OneLoopPool(HookedPool):
     """The connections of one event loop."""
 
     __module__ = AsyncAdaptedQueuePool.__module__
@@ -123,58 +116,66 @@ class _OneLoopPool(AsyncAdaptedQueuePool):
         pools: LoopPool,
         loop: asyncio.AbstractEventLoop | None,
         creator: Any,
-        **options: Any,
+        options: dict[str, Any],
     ) -> None:
-        super().__init__(creator, **options)
-        # Not a copy: a listener may come at any time.
-        self.dispatch = pools.dispatch
-        self._invalidate_time = pools._invalidate_time
         self._pools = pools
         self._loop = loop
+        super().__init__(creator, **options)
+        # Shared, not copied: a listener may be added at any time.
+        self.dispatch = pools.dispatch
         self.has_ended = False
+        self._entries: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ending: asyncio.Task[None] | None = None
         self._watcher = _watch(weakref.ref(self))
         if loop is not None:
-            # A loop ends by closing the generators that were begun in it.
+            # A loop ends by closing the async generators that were started in it.
             with suppress(StopIteration):
                 self._watcher.__anext__().send(None)
 
-    def _create_connection(self) -> ConnectionPoolEntry:
-        with self._pools.connecting(self._loop):
-            return super()._create_connection()
+    @property
+    def invalid_before(self) -> float:
+        return self._pools.invalid_before
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+    @invalid_before.setter
+    def invalid_before(self, time: float) -> None:
+        # SQLAlchemy sets 0 in each new pool.
+        self._pools.invalid_before = max(time, self._pools.invalid_before)
+
+    def create_entry(self) -> ConnectionPoolEntry:
+        with self._pools.connecting(self._loop):
+            entry = super().create_entry()
+        self._entries.add(entry)
+        return entry
+
+    def return_entry(self, entry: ConnectionPoolEntry) -> None:
         if self.has_ended:
-            record.close()
+            entry.close()
         else:
-            super()._do_return_conn(record)
+            super().return_entry(entry)
 
     def end(self) -> None:
-        """Close what is idle now, and what is in use when it comes back."""
+        """Close idle connections now, those in use when they are returned."""
         self.has_ended = True
-        # Of two that end it at once, the first one does.
+        # If two end it at the same time, the second one gets the error.
         with suppress(StopIteration, RuntimeError):
             self._watcher.aclose().send(None)
         self.dispose()
 
     def end_soon(self) -> None:
-        """In the loop: do so when it has time."""
+        """Schedule :meth:`end` in the running loop."""
         self._ending = asyncio.ensure_future(greenlet_spawn(self.end))
 
     def abandon(self) -> None:
-        """Drop what is idle: its loop has been closed without being told to end."""
+        """Drop the idle connections of a loop that was closed before they were."""
         self.has_ended = True
-        while True:
-            try:
-                record: Any = self._pool.get(False)
-            except Empty:
-                return
-            _drop(record.driver_connection)
-            record.dbapi_connection = None
+        for entry in list(self._entries):
+            if not entry.in_use and entry.dbapi_connection is not None:
+                _drop(entry.driver_connection)
+                entry.dbapi_connection = None
 
 
 async def _watch(ref: weakref.ref[_OneLoopPool]) -> AsyncGenerator[None, None]:
-    """Wait for the end of the loop, or of the pool, whichever comes first."""
+    """Wait until the loop or the pool ends; close the pool's idle connections."""
     try:
         yield
     finally:
@@ -185,12 +186,12 @@ async def _watch(ref: weakref.ref[_OneLoopPool]) -> AsyncGenerator[None, None]:
 
 
 def _drop(connection: Any) -> None:
-    """Close the connection of a driver without its loop, as far as that goes."""
+    """Close a driver's connection without its loop, as far as the driver can."""
     with suppress(Exception):
         if hasattr(connection, "pgconn"):
             connection.pgconn.finish()
         elif hasattr(connection, "stop"):
-            # Where there is no loop, lest aiosqlite's thread reports to ours.
+            # In a thread without a loop: else aiosqlite would report to our loop.
             stopping = Thread(target=connection.stop)
             stopping.start()
             stopping.join()
@@ -200,10 +201,12 @@ def _drop(connection: Any) -> None:
 
 def leave_to_parent(thing: object) -> None:
     """
-    In a forked child: see to it that *thing* is never closed.
+    In a forked child: keep *thing* from ever being closed.
 
-    Closing would say goodbye to the parent's server, or roll back in the parent's
-    file, and Python closes what nobody refers to, at the latest when it ends.
+    Closing would end the parent's session on the server, or roll back in the parent's
+    file. Python closes an object without references, at the latest when it exits.
     Source: SQLite, "How To Corrupt An SQLite Database File", section 2.6.
     """
+    # Imported here: few programs fork, and it is slow to import.
+    ctypes = import_module("ctypes")
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

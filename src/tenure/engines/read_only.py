@@ -1,10 +1,9 @@
 """
-Read-only transactions: asked of the backend, so that nothing gets past them.
+Read-only transactions, which the database itself enforces.
 
-PostgreSQL, MySQL and MariaDB: the transaction is made READ ONLY. SQLite: the
-connection refuses to write until the transaction ends. Not on a connection that
-others use as well, where it would be theirs, too; nor with AUTOCOMMIT, where there is
-no transaction.
+PostgreSQL, MySQL and MariaDB: the transaction is READ ONLY. SQLite: the connection
+refuses writes until the transaction ends, unless its pool shares it between users.
+With AUTOCOMMIT there is no transaction, and so nothing is enforced.
 """
 
 from __future__ import annotations
@@ -16,20 +15,24 @@ _FLAG = "tenure_read_only"
 
 
 def begin_reading(connection: Connection) -> None:
-    """Make the transaction of *connection*, which has just begun, one that reads."""
+    """Make the transaction of *connection*, which has just begun, read-only."""
     dialect = connection.dialect.name
     if dialect in ("postgresql", "mysql", "mariadb"):
         _run(connection, "SET TRANSACTION READ ONLY")
     elif dialect == "sqlite" and not isinstance(
         connection.engine.pool, (SingletonThreadPool, StaticPool)
     ):
-        # First: it may be cancelled, and done nevertheless.
+        # Set first: the statement may be cancelled and still take effect.
         connection.info[_FLAG] = True
         _run(connection, "PRAGMA query_only=ON")
 
 
 def end_reading(connection: Connection) -> None:
-    """Let *connection* write again; if it cannot be told so, throw it away."""
+    """
+    Let *connection*, given to :func:`begin_reading` before, write again.
+
+    If that fails, the connection is invalidated.
+    """
     if connection.closed or connection.invalidated or not connection.info.get(_FLAG):
         return
     try:
@@ -41,13 +44,13 @@ def end_reading(connection: Connection) -> None:
 
 
 def _run(connection: Connection, statement: str) -> None:
-    # Not by SQLAlchemy: it is no statement of the caller's.
+    # By the driver's cursor: SQLAlchemy's events are for the caller's statements.
     try:
         cursor = connection.connection.cursor()
         cursor.execute(statement)
         cursor.close()
     except BaseException as error:
-        # Cut off, a driver may not know of the transaction that it has begun.
+        # After a cancellation the driver may not know that it has begun a transaction.
         if not isinstance(error, Exception):
             connection.invalidate(error)
         raise

@@ -1,12 +1,12 @@
-"""SQLite: its URIs, its memory, and the transactions that its driver puts off."""
+"""SQLite: its URIs, databases in memory, and transactions its driver begins late."""
 
 from __future__ import annotations
 
 import os
 import re
-import sqlite3
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from itertools import count
 from threading import Lock
 from typing import Any, cast
@@ -17,28 +17,35 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import PoolResetState
 
 from ..errors import RoutingError
-from .drivers import SQLITE_NAMES, SQLITE_URI_NAMES, is_true
+from .options import is_true
 from .pools import leave_to_parent
+
+# Options of Python's sqlite3; a URL's other options are for SQLite's "file:" URIs.
+_NAMES = {
+    *("autocommit", "cached_statements", "check_same_thread", "detect_types"),
+    *("factory", "isolation_level", "timeout", "uri"),
+}
+_URI_NAMES = {"cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs"}
 
 
 def sqlite_url(url: URL) -> URL:
     """
-    Give a URL of SQLite whose options for SQLite itself are heard.
+    Return *url* with the database as a ``file:`` URI, if it has options of SQLite's.
 
-    They are only in a ``file:`` URI; elsewhere ``mode=ro`` would be ignored.
+    SQLite reads them there only; elsewhere it would ignore ``mode=ro``.
 
     Raises:
         RoutingError: An option that neither Python's sqlite3 nor SQLite knows.
     """
     if url.get_backend_name() != "sqlite":
         return url
-    asked = set(url.query) - SQLITE_NAMES
+    asked = set(url.query) - _NAMES
     if is_true(url.query.get("uri", "")) or not asked:
         if asked and not (url.database or "").startswith("file:"):
             return url.set(database=f"file:{quote(url.database or '')}")
         return url
-    if unknown := asked - SQLITE_URI_NAMES:
-        known = ", ".join(sorted(SQLITE_NAMES | SQLITE_URI_NAMES))
+    if unknown := asked - _URI_NAMES:
+        known = ", ".join(sorted(_NAMES | _URI_NAMES))
         raise RoutingError(
             f"sqlite knows no option {', '.join(map(repr, sorted(unknown)))}; "
             f"known: {known}"
@@ -53,18 +60,18 @@ def sqlite_url(url: URL) -> URL:
 
 def shared_memory(url: URL, name: str) -> URL:
     """
-    Give *url*, or if it is SQLite's memory, one database that connections share.
+    Return *url*; for SQLite's memory, the URL of one database for all connections.
 
-    Else each connection would have a database of its own. A shared cache would do,
-    but there a table is locked at once, and for all but the impatient: connections
-    to the same ``memdb`` wait for each other, as those to a file do.
+    Otherwise each connection would have a database of its own. With a shared cache, a
+    locked table is an error at once. Connections to the same ``memdb`` wait for each
+    other, as those to a file do.
     Source: SQLite, "In-Memory Databases", "Shared-Cache Mode"; ``memdb.c``.
     """
     if not is_private_memory(url):
         return url
     shared = (
         {"vfs": "memdb"}
-        if sqlite3.sqlite_version_info >= (3, 36)
+        if import_module("sqlite3").sqlite_version_info >= (3, 36)
         else {"mode": "memory", "cache": "shared"}
     )
     return (
@@ -88,7 +95,7 @@ def is_private_memory(url: URL) -> bool:
 
 
 def is_named_memory(url: URL) -> bool:
-    """Whether *url* names a database in memory that whoever knows the name shares."""
+    """Whether *url* is a database in memory that all who know its name share."""
     return url.get_backend_name() == "sqlite" and (
         url.query.get("vfs") == "memdb"
         or (
@@ -103,28 +110,28 @@ _numbers = count()
 
 class Memory:
     """
-    A database in SQLite's memory, which lives while a connection to it does.
+    A database in SQLite's memory, which exists while a connection to it is open.
 
-    So one is kept open, from the first that somebody else asks for until
-    :meth:`close`, or until nobody refers to this any more.
+    One connection is kept open from the first connect until :meth:`close`, or until
+    this object is garbage-collected.
     """
 
     def __init__(self) -> None:
         self._number = next(_numbers)
         self._lock = Lock()
-        self._anchor: sqlite3.Connection | None = None
+        self._anchor: Any = None
         self._release: Callable[[], object] | None = None
 
     @property
     def name(self) -> str:
-        # A forked child has a memory of its own, in which this is another database.
+        # In a forked child this is another, empty database.
         return f"tenure-{os.getpid()}-{self._number}"
 
     def url(self, url: URL) -> URL:
         return shared_memory(url, self.name)
 
     def serve(self, engine: Engine, url: URL) -> None:
-        """Have *engine*, made for :meth:`url`, connect to this database."""
+        """Make *engine*, created with :meth:`url`, connect to this database."""
         is_ours = is_private_memory(url)
 
         @event.listens_for(engine, "do_connect")
@@ -134,7 +141,7 @@ class Memory:
             if is_ours:
                 ours, _ = dialect.create_connect_args(self.url(url))
                 arguments[:] = ours
-            # Connections go from thread to thread, as those to a file do.
+            # A pool passes connections from thread to thread, as it does for a file.
             if "check_same_thread" not in url.query:
                 options["check_same_thread"] = False
             self._keep(arguments[0])
@@ -142,20 +149,23 @@ class Memory:
     def _keep(self, filename: str) -> None:
         with self._lock:
             if self._anchor is None:
-                # Whoever ends the last reference may be any thread.
-                anchor = sqlite3.connect(filename, uri=True, check_same_thread=False)
+                # Imported when it is needed: it is slow to import. Any thread may drop
+                # the last reference and so close the connection.
+                anchor = import_module("sqlite3").connect(
+                    filename, uri=True, check_same_thread=False
+                )
                 self._anchor = anchor
                 self._release = weakref.finalize(self, anchor.close)
 
     def close(self) -> None:
-        """Let go of the database; it ends with its last connection."""
+        """Close the kept connection; the database ends with its last connection."""
         with self._lock:
             release, self._release, self._anchor = self._release, None, None
         if release is not None:
             release()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: begin with an empty database."""
+        """In a forked child: start with an empty database."""
         if self._anchor is not None:
             leave_to_parent(self._anchor)
             cast("weakref.finalize[..., Any]", self._release).detach()
@@ -171,11 +181,11 @@ _BEGINS = re.compile(
 
 def prepare(engine: Engine) -> None:
     """
-    Give an engine of ours the transactions its backend promises.
+    For SQLite: enforce foreign keys, and begin a transaction before each write.
 
-    SQLite does not enforce foreign keys unless told to, and its driver begins a
-    transaction before plain INSERT, UPDATE and DELETE only: not for DDL, CTEs and
-    SAVEPOINT. Reading begins none: it would lock out other writers until its end.
+    SQLite enforces foreign keys only on request. Its driver begins a transaction only
+    before plain INSERT, UPDATE and DELETE: not before DDL, CTEs and SAVEPOINT. Reads
+    begin none, because a transaction would lock out writers until it ends.
     Source: sqlite3, "Transaction control"; SQLAlchemy, "Serializable isolation /
     Savepoints / Transactional DDL".
     """
@@ -190,11 +200,11 @@ def prepare(engine: Engine) -> None:
 
     @event.listens_for(engine, "reset")
     def resetting(connection: Any, record: Any, state: PoolResetState) -> None:
-        # A COMMIT that fails leaves the transaction open, SQLAlchemy thinks it ended.
+        # A failed COMMIT leaves a transaction open that SQLAlchemy considers ended.
         if state.asyncio_safe and _is_begun(record.driver_connection):
             connection.rollback()
 
-    # Of the dialect: those of an engine make every statement build events.
+    # Listeners of the dialect: those of an engine cost every statement more.
     def executing(cursor: Any, statement: str, *rest: Any) -> None:
         if not statement.startswith("SELECT") and _BEGINS.match(statement):
             *_, context = rest
@@ -206,17 +216,17 @@ def prepare(engine: Engine) -> None:
 
 def begin_late(connection: Connection) -> None:
     """
-    Begin the transaction that SQLite's driver puts off.
+    Begin the transaction that SQLite's driver has not begun yet.
 
-    Without one, releasing the first savepoint commits it.
+    Without one, releasing the first savepoint would commit.
     Source: SQLite, "SAVEPOINT", section 2.
     """
     pooled = connection.connection
     if not pooled.is_valid:
         return
-    # No isolation level: the driver's autocommit mode, which was asked for.
+    # No isolation level means autocommit, which the caller chose.
     if pooled.isolation_level is not None and not _is_begun(pooled.driver_connection):
-        # Not by SQLAlchemy: it is no statement of the caller's.
+        # By the driver's cursor: SQLAlchemy's events are for the caller's statements.
         cursor = pooled.cursor()
         cursor.execute("BEGIN")
         cursor.close()

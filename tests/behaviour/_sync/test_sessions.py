@@ -234,7 +234,7 @@ class TestRouting:
                     session.scalars(select(Thing))
 
         assert (
-            "no database 'nowhere' (named by router TestRouting.test_unknown_alias."
+            "no database 'nowhere' (from router TestRouting.test_unknown_alias."
             "<locals>.Lost); known: 'default'"
         ) == str(caught.value)
 

@@ -1,0 +1,77 @@
+"""What we use of SQLAlchemy beyond its public names; each test says what changed."""
+
+from __future__ import annotations
+
+import asyncio
+from time import time
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tenure._private import HookedPool
+
+
+class TestHookedPool:
+    def test_hooks(self) -> None:
+        """Each hook is called when a pool does what the hook is named after."""
+        heard: list[str] = []
+
+        class Pool(HookedPool):
+            def get_entry(self) -> ConnectionPoolEntry:
+                heard.append("get")
+                return super().get_entry()
+
+            def create_entry(self) -> ConnectionPoolEntry:
+                heard.append("create")
+                return super().create_entry()
+
+            def return_entry(self, entry: ConnectionPoolEntry) -> None:
+                heard.append("return")
+                super().return_entry(entry)
+
+        async def work() -> None:
+            engine = create_async_engine("sqlite+aiosqlite://", poolclass=Pool)
+            async with engine.connect():
+                pass
+            await engine.dispose()
+
+        asyncio.run(work())
+
+        assert ["get", "create", "return"] == heard, (
+            "SQLAlchemy's pools take connections elsewhere than in _do_get(), "
+            "_create_connection() and _do_return_conn(): see _private.HookedPool"
+        )
+
+    def test_invalid_before(self) -> None:
+        """A lost connection sets the time, and connections from before are replaced."""
+
+        async def work() -> None:
+            engine = create_async_engine("sqlite+aiosqlite://", poolclass=HookedPool)
+            pool: Any = engine.sync_engine.pool
+            opened: list[Any] = []
+            event.listen(engine.sync_engine, "connect", lambda *x: opened.append(x))
+
+            @event.listens_for(engine.sync_engine, "handle_error")
+            def lost(context: Any) -> None:
+                context.is_disconnect = True
+
+            async with engine.connect() as connection:
+                with pytest.raises(DBAPIError):
+                    await connection.execute(text("nonsense"))
+            message = (
+                "SQLAlchemy keeps when connections were lost elsewhere than in "
+                "Pool._invalidate_time: see _private.HookedPool"
+            )
+            assert 0 < pool.invalid_before <= time(), message
+            async with engine.connect():
+                assert 2 == len(opened)
+            pool.invalid_before = time() + 1
+            async with engine.connect():
+                assert 3 == len(opened), message
+            await engine.dispose()
+
+        asyncio.run(work())
