@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
 
-.PHONY: demo test compat lint types bench sync servers clean
+.PHONY: demo test compat lint types bench journeys sync servers clean
 
 demo: $(VENV)/.flights
 	@$(BIN)/python -m examples.flights $(URL:%=--url %)
@@ -28,12 +28,17 @@ types: $(VENV)/.ready
 bench: servers
 	@$(BIN)/python -m bench $(ARGS)
 
+# How many modules a record, a value, a reference and a statement pass.
+journeys: $(VENV)/.ready
+	@$(BIN)/python -m tools.journeys $(ARGS)
+
 # The sync half of tests/behaviour, from the async half.
 sync: $(VENV)/.ready
 	@$(BIN)/python tools/sync_tests.py
 
+# Those that ARGS asks for with --db; all without.
 servers: $(VENV)/.ready
-	@sh tools/setup.sh servers
+	@sh tools/setup.sh servers $(filter postgresql mariadb sqlite,$(subst =, ,$(ARGS)))
 
 clean:
 	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis \

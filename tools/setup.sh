@@ -3,7 +3,8 @@
 #
 #   tools/setup.sh venv      a virtual environment in .venv with all extras
 #   tools/setup.sh flights   the data of the example
-#   tools/setup.sh servers   PostgreSQL and MariaDB, for the tests
+#   tools/setup.sh servers [database ...]   for the tests: PostgreSQL and MariaDB,
+#                            or those of them that are among the databases named
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
@@ -97,8 +98,10 @@ forbid_own_servers() {
 
 # Tests do without a server that is absent, and say so: nothing here is fatal.
 servers() {
+    wanted=${*:-postgresql mariadb}
     for pair in postgresql:postgresql mariadb:mariadb-server; do
         server=${pair%:*} package=${pair#*:}
+        case " $wanted " in *" $server "*) ;; *) continue ;; esac
         variable=TENURE_TEST_$(echo "$server" | tr '[:lower:]' '[:upper:]')
         eval "given=\${$variable:-}"
         if [ -n "$given" ] ||
@@ -117,6 +120,6 @@ servers() {
 }
 
 case ${1:-} in
-venv | flights | servers) "$1" ;;
-*) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+venv | flights | servers) "$@" ;;
+*) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -13,7 +13,6 @@ from operator import attrgetter
 from typing import Any
 
 from sqlalchemy.orm import Mapper, Session
-from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 #: The attribute by which a mapped instance has a state, for ``hasattr()``:
@@ -58,13 +57,6 @@ insert_defaults: Callable[[Any], dict[Any, Any]] = (
     if hasattr(Mapper, "_insert_orm_defaults")
     else lambda mapper: {}
 )
-def state_of(value: Any) -> InstanceState[Any] | None:
-    """
-    Give SQLAlchemy's state of a mapped instance; ``None`` for any other value.
-
-    ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
-    """
-    return getattr(value, "_sa_instance_state", None)
 
 
 class HookedPool(AsyncAdaptedQueuePool):

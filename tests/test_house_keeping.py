@@ -1,0 +1,98 @@
+"""What the pages about the work itself name is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tenure
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+
+# | promise | `file` | `test` |
+ROW = re.compile(r"\|[^|]*\|\s*`([^`]+\.py)`\s*\|\s*`([^`]+)`\s*\|")
+PROMISES = sorted(set(ROW.findall((TESTS / "README.md").read_text())))
+
+
+def names_in(path: Path) -> set[str]:
+    """Name the tests of a file, as pytest does, and classes of them."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        inner = node.body if isinstance(node, ast.ClassDef) else [node]
+        prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+        found |= {
+            prefix + each.name
+            for each in inner
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+    return found
+
+
+def test_promises() -> None:
+    """Each test that the table of promises names exists."""
+    missing = []
+    for file, test in PROMISES:
+        path = next(
+            (p for p in (TESTS / file, TESTS / "behaviour" / file) if p.exists()), None
+        )
+        if path is None or test not in names_in(path):
+            missing.append(f"{file}: {test}")
+
+    assert len(PROMISES) > 100
+    assert [] == missing
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md"])
+def test_names(page: str) -> None:
+    """Each path and each make target that a page names exists."""
+    text = (ROOT / page).read_text()
+    named = {
+        name
+        for name in re.findall(r"`([\w./-]+/[\w./-]*)`", text)
+        if name.split("/")[0] in {".ci", "bench", "docs", "src", "tests", "tools"}
+    }
+    targets = set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
+
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    assert set(re.findall(r"make ([a-z]+)", text)) - {"is"} <= targets
+
+
+def test_version_stands_once() -> None:
+    """The version is written in the package, and read from there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert "version" not in project["project"]
+    path = ROOT / project["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{tenure.__version__}"' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "servers"),
+    [
+        ("", ""),
+        ("--db sqlite", "sqlite"),
+        ("-k scope --db=postgresql", "postgresql"),
+        ("--db postgresql --db mariadb", "postgresql mariadb"),
+    ],
+)
+def test_servers_to_install(arguments: str, servers: str) -> None:
+    """Only the servers that ``--db`` names are installed; without it, all."""
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", "servers", f"ARGS={arguments}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert f"sh tools/setup.sh servers {servers}".strip() == done.stdout.strip()
