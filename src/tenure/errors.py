@@ -248,6 +248,13 @@ class ResolutionError(DatabaseError):
         ]
 
 
+def said(error: BaseException) -> str:
+    """Return the first line of what a driver or a type said; its class if nothing."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return lines[0].strip() if lines else type(original).__name__
+
+
 def describe_key(key: Mapping[str, Any]) -> str:
     """Return a key as ``name=value`` pairs."""
     return ", ".join(f"{name}={value!r}" for name, value in key.items())

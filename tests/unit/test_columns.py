@@ -27,11 +27,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import LoadReport, Spec
 from tenure.bulk.load.by_column import Columns
-from tenure.bulk.load.checking import Checker
 from tenure.bulk.load.layout import Layouts
-from tenure.bulk.load.rejects import Rejects, RejectsFile
+from tenure.bulk.load.report import Rejects, RejectsFile
 from tenure.bulk.load.sources import Records
-from tenure.bulk.load.validate import RowValidator
+from tenure.bulk.load.validate import Checker, RowValidator
 
 
 class Base(DeclarativeBase):

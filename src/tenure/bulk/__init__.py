@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from .collected import BulkEntry
     from .core import Bulk
     from .faces import AsyncSessionBulk, SessionBulk
-    from .report import BulkReport, Failure, LoadReport, Reject, Resolution
+    from .load import LoadReport, Reject
+    from .report import BulkReport, Failure, Resolution
 
 __all__ = [
     "AsyncSessionBulk",
@@ -28,6 +29,7 @@ __getattr__ = lazy(
         ".collected": ("BulkEntry",),
         ".core": ("Bulk",),
         ".faces": ("AsyncSessionBulk", "SessionBulk"),
-        ".report": ("BulkReport", "Failure", "LoadReport", "Reject", "Resolution"),
+        ".load": ("LoadReport", "Reject"),
+        ".report": ("BulkReport", "Failure", "Resolution"),
     },
 )

@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from . import load as loads
-from .collected import BulkEntry, Scope
+from .collected import Scope
 from .core import Bulk
 from .lookup import Strategy
-from .report import BulkReport, Failure, LoadReport, Reject, Resolution
+from .report import BulkReport, Resolution
 from .save import OnDuplicate
 from .write import OnConflict
 
@@ -30,19 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from .load import Commit, LoadMissing, Progress, Source
-
-__all__ = [
-    "AsyncSessionBulk",
-    "Bulk",
-    "BulkEntry",
-    "BulkReport",
-    "Failure",
-    "LoadReport",
-    "Reject",
-    "Resolution",
-    "SessionBulk",
-]
+    from .load import Commit, LoadMissing, LoadReport, Progress, Source
 
 
 class SessionBulk(Bulk):
@@ -213,11 +201,7 @@ class SessionBulk(Bulk):
             DatabaseError: The database failed; a note says how far it got.
         """
         self._begin_writing(self.session, "load")
-        return self._do(
-            self.session,
-            loads.load,
-            source,
-            into,
+        options = loads.LoadOptions(
             on_missing=on_missing,
             on_conflict=on_conflict,
             batch_size=batch_size,
@@ -230,6 +214,7 @@ class SessionBulk(Bulk):
             null=null,
             format=format,
         )
+        return self._do(self.session, loads.load, source, into, options)
 
 
 class AsyncSessionBulk(Bulk):
@@ -326,11 +311,7 @@ class AsyncSessionBulk(Bulk):
         self._begin_writing(self.session.sync_session, "load")
         pulled = loads.Pulled(source) if isinstance(source, AsyncIterable) else None
         async with nullcontext() if pulled is None else pulled.closed():
-            report = await self.session.run_sync(
-                self._do,
-                loads.load,
-                pulled or source,
-                into,
+            options = loads.LoadOptions(
                 on_missing=on_missing,
                 on_conflict=on_conflict,
                 batch_size=batch_size,
@@ -342,6 +323,13 @@ class AsyncSessionBulk(Bulk):
                 start=start,
                 null=null,
                 format=format,
+            )
+            report = await self.session.run_sync(
+                self._do,
+                loads.load,
+                pulled or source,
+                into,
+                options,
                 between=_let_others_run,
             )
             if pulled is not None:

@@ -6,14 +6,18 @@ from ..._lazy import lazy
 
 if TYPE_CHECKING:
     from .link import LoadMissing
-    from .loader import Commit, Progress, Source, load
+    from .loader import Commit, LoadOptions, Progress, Source, load
+    from .report import LoadReport, Reject
     from .sources import Pulled
 
 __all__ = [
     "Commit",
     "LoadMissing",
+    "LoadOptions",
+    "LoadReport",
     "Progress",
     "Pulled",
+    "Reject",
     "Source",
     "load",
 ]
@@ -22,7 +26,8 @@ __getattr__ = lazy(
     __name__,
     {
         ".link": ("LoadMissing",),
-        ".loader": ("Commit", "Progress", "Source", "load"),
+        ".loader": ("Commit", "LoadOptions", "Progress", "Source", "load"),
+        ".report": ("LoadReport", "Reject"),
         ".sources": ("Pulled",),
     },
 )

@@ -10,13 +10,14 @@ from typing import Any
 from sqlalchemy import Column, Table, select
 from sqlalchemy.orm import Mapper
 
+from ...errors import said
 from ...mapping import Shape, identifiers
 from ...references import Proxy, is_resolved, settle, shape_of, unsettle
 from ..lookup import by_shape, part_values
-from ..report import LoadReport
 from ..write import Row, Target, take_turns
 from .layout import Rows
 from .link import Linker, is_pending, nested_in
+from .report import LoadReport
 from .savepoints import Attempts
 from .writers import writer
 
@@ -161,9 +162,8 @@ class Creator:
             self.report.count_of(name).created += written.created
             return {}
         if len(rows) == 1:
-            original = getattr(error, "orig", None) or error
-            message = str(original).strip().splitlines()[0]
-            return {id(references[0]): f"it cannot be made: {message}"}
+            assert error is not None
+            return {id(references[0]): f"it cannot be made: {said(error)}"}
         middle = len(rows) // 2
         return self._write(target, rows[:middle], references[:middle]) | self._write(
             target, rows[middle:], references[middle:]

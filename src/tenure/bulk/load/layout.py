@@ -279,3 +279,24 @@ def _is_composed(model: type[Any], name: str) -> bool:
     """Whether the field takes its key from other fields."""
     metadata = model.model_fields[name].metadata
     return any(isinstance(item, Key) and item.composed for item in metadata)
+
+
+def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
+    """Give what references in *fields* of *mapper* name, also inside of keys."""
+    seen: set[Mapper[Any]] = set()
+    left = [
+        mapper.relationships[name].mapper
+        for name in fields
+        if name in mapper.relationships
+    ]
+    while left:
+        target = left.pop()
+        if target not in seen:
+            seen.add(target)
+            left.extend(
+                part.target
+                for shape in identifiers(target).spellings.values()
+                for part in shape.parts
+                if part.target is not None
+            )
+    return seen

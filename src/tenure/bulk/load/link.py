@@ -20,10 +20,9 @@ from ...references import (
     shape_of,
 )
 from ..lookup import resolve
-from ..report import LoadReport
 from ..write import Row
 from .layout import ReferenceField, Rows
-from .rejects import Rejects
+from .report import LoadReport, Rejects
 from .savepoints import Attempts
 from .validate import RowValidator, alike
 

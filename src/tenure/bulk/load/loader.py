@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
@@ -24,58 +25,77 @@ from ...errors import LoadError, RejectedRowsError
 from ...mapping import mapper_of
 from ...models import entity_of
 from ..pause_gc import paused
-from ..report import LoadReport
 from ..write import OnConflict
-from .checking import Checker
 from .create import Creator
-from .layout import Layouts, Rows
+from .layout import Layouts, Rows, named_by
 from .link import Linker, LoadMissing, is_kin
-from .order import Order, Waiter, has_pending, named_by
-from .rejects import Rejects, RejectsFile
-from .savepoints import Attempts
+from .order import InOrder
+from .report import LoadReport, Rejects, RejectsFile
+from .savepoints import Attempts, RefusingWriter
 from .sources import Record, Records
-from .spool import Aside
-from .validate import RowValidator
-from .write import RefusingWriter
+from .validate import Checker, RowValidator
 
 Commit = Literal["once", "batch"]
 Progress = Callable[[LoadReport], object]
 Source = str | os.PathLike[str] | IO[Any] | Iterable[Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """
+    The options of ``SessionBulk.load``, which says what they mean.
+
+    Raises:
+        LoadError: A value that none can have.
+    """
+
+    on_missing: LoadMissing = "reject"
+    on_conflict: OnConflict = "raise"
+    batch_size: int = 10_000
+    commit: Commit = "once"
+    max_errors: int | None = 0
+    rejects: Any = None
+    progress: Progress | None = None
+    dry_run: bool = False
+    start: int = 1
+    null: Iterable[str] = ("",)
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            given = getattr(self, name)
+            if given not in allowed:
+                options = ", ".join(map(repr, allowed))
+                raise LoadError(f"{name} is one of {options}, not {given!r}")
+        for name in ("batch_size", "start"):
+            if getattr(self, name) < 1:
+                raise LoadError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise LoadError(f"max_errors is 0 or more, or None, not {self.max_errors}")
+
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "on_missing": ("reject", "null", "create"),
+    "on_conflict": ("raise", "update", "skip"),
+    "commit": ("once", "batch"),
+    "format": (None, "csv", "jsonl", "parquet"),
+}
+
+
 def load(
     session: Session,
     source: Any,
     into: type[Any],
-    *,
-    on_missing: LoadMissing = "reject",
-    on_conflict: OnConflict = "raise",
-    batch_size: int = 10_000,
-    commit: Commit = "once",
-    max_errors: int | None = 0,
-    rejects: Any = None,
-    progress: Progress | None = None,
-    dry_run: bool = False,
-    start: int = 1,
-    null: Iterable[str] = ("",),
-    format: str | None = None,
+    options: LoadOptions,
     between: Callable[[object], None] | None = None,
 ) -> LoadReport:
     """
     Load rows; see ``SessionBulk.load``.
 
     Args:
-        between: Called after each batch, with what *progress* gave.
+        between: Called after each batch, with what ``progress`` returned.
     """
-    _one_of("on_missing", on_missing, ("reject", "null", "create"))
-    _one_of("on_conflict", on_conflict, ("raise", "update", "skip"))
-    _one_of("commit", commit, ("once", "batch"))
-    _one_of("format", format, (None, "csv", "jsonl", "parquet"))
-    for name, number in (("batch_size", batch_size), ("start", start)):
-        if number < 1:
-            raise LoadError(f"{name} is at least 1, not {number}")
-    if max_errors is not None and max_errors < 0:
-        raise LoadError(f"max_errors is 0 or more, or None, not {max_errors}")
+    progress, rejects, start = options.progress, options.rejects, options.start
     if iscoroutinefunction(progress) and between is None:
         raise LoadError(
             f"progress got the coroutine function {progress!r}, which a sync session "
@@ -90,22 +110,13 @@ def load(
             f"rejects would overwrite the database, {rejects!s}; name another file"
         )
     file = RejectsFile(rejects, start=start)
-    with Records(source, format=format, null=null, start=start) as records:
-        loader = _Loader(
-            session,
-            records,
-            into,
-            on_missing=on_missing,
-            on_conflict=on_conflict,
-            commit=commit,
-            dry_run=dry_run,
-            max_errors=max_errors,
-            start=start,
-            rejects=file,
-        )
+    with Records(
+        source, format=options.format, null=options.null, start=start
+    ) as records:
+        loader = _Loader(session, records, into, options, file)
         file.open()
         try:
-            return loader.run(batch_size, _told(progress, between))
+            return loader.run(options.batch_size, _told(progress, between))
         finally:
             file.close()
 
@@ -142,12 +153,6 @@ def _status(file: Any) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def _one_of(name: str, given: Any, allowed: tuple[Any, ...]) -> None:
-    if given not in allowed:
-        options = ", ".join(repr(option) for option in allowed)
-        raise LoadError(f"{name} is one of {options}, not {given!r}")
-
-
 class _Loader:
     """One load: what was asked for, and how far it is."""
 
@@ -156,33 +161,27 @@ class _Loader:
         session: Session,
         records: Records,
         into: type[Any],
-        *,
-        on_missing: LoadMissing,
-        on_conflict: OnConflict,
-        commit: Commit,
-        dry_run: bool,
-        max_errors: int | None,
-        start: int,
-        rejects: RejectsFile,
+        options: LoadOptions,
+        file: RejectsFile,
     ) -> None:
         self.session = session
         self.records = records
-        self.on_missing = on_missing
-        self.commits_batches = commit == "batch" and not dry_run
-        self.max_errors = max_errors
+        self.options = options
+        on_conflict = options.on_conflict
+        self.commits_batches = options.commit == "batch" and not options.dry_run
         self.mapper = mapper_of(entity_of(into))
         self.layouts = Layouts(into, self.mapper, on_conflict)
         self.report = LoadReport(
             into=self.mapper.class_.__name__,
             bytes_total=records.total,
-            resume=start,
-            dry_run=dry_run,
+            resume=options.start,
+            dry_run=options.dry_run,
         )
-        self.rejects = Rejects(self.report, rejects, records.header)
+        self.rejects = Rejects(self.report, file, records.header)
         self.attempts = Attempts(session, self.mapper)
         labels = self.layouts.labels
         self.linker = Linker(
-            self.attempts, self.report, self.rejects, labels, on_missing
+            self.attempts, self.report, self.rejects, labels, options.on_missing
         )
         self.writer = RefusingWriter(
             self.attempts, self.report, self.rejects, labels, on_conflict
@@ -190,14 +189,14 @@ class _Loader:
         named = named_by(self.mapper, into.model_fields)
         self.creator = (
             Creator(self.attempts, self.report, self.linker, named)
-            if on_missing == "create"
+            if options.on_missing == "create"
             else None
         )
         self.validator = RowValidator(into, json=records.json)
         self.checker = Checker(records, self.layouts, self.rejects, self.validator)
-        self.names_itself = any(is_kin(each, self.mapper) for each in named)
-        self.aside = Aside()
-        self.line = start - 1
+        names_itself = any(is_kin(each, self.mapper) for each in named)
+        self.in_order = InOrder(self) if names_itself else None
+        self.line = options.start - 1
         self.committed = self.report.counts()
 
     def run(self, size: int, tell: Callable[[LoadReport], None]) -> LoadReport:
@@ -210,13 +209,13 @@ class _Loader:
                 if self.is_over and not self.rejects.file.is_given:
                     break
                 # A row that waits is not behind the resume point before it is written.
-                if self.commits_batches and not self.is_over and not self.aside:
+                if self.commits_batches and not self.is_over and not self.waits:
                     self._commit()
                     outer = None  # committed with the rest
                 self._tell(tell)
             if self.is_over:
-                assert self.max_errors is not None
-                raise RejectedRowsError(self.report, self.max_errors)
+                assert self.options.max_errors is not None
+                raise RejectedRowsError(self.report, self.options.max_errors)
             self._tell(tell)
             if self.report.dry_run:
                 self._undo(outer)
@@ -230,7 +229,13 @@ class _Loader:
             self._explain(error)
             raise
         finally:
-            self.aside.close()
+            if self.in_order is not None:
+                self.in_order.aside.close()
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows were put aside."""
+        return self.in_order is not None and bool(self.in_order.aside)
 
     def _batches(self, size: int) -> Iterator[None]:
         """Load batch by batch: those of the source, then what was put aside."""
@@ -239,15 +244,18 @@ class _Loader:
             self.report.bytes_read = self.records.position
             yield
         self.report.bytes_read = self.records.position
-        while self.aside:
+        while self.in_order is not None and self.in_order.aside:
             with paused():
-                self._load_aside(size)
+                self.in_order.load_aside(size)
             yield
 
     @property
     def is_over(self) -> bool:
         """Whether more rows were rejected than are tolerated."""
-        return self.max_errors is not None and self.report.rejected > self.max_errors
+        return (
+            self.options.max_errors is not None
+            and self.report.rejected > self.options.max_errors
+        )
 
     def _tell(self, tell: Callable[[LoadReport], None]) -> None:
         with self._undisturbed("progress"):
@@ -279,7 +287,7 @@ class _Loader:
         self.rejects.file.flush()
         transaction = self.session.get_transaction()
         try:
-            with self._timed("commit"):
+            with self.timed("commit"):
                 self.session.commit()
         except Exception:
             # What is called after a commit may raise; it is one all the same.
@@ -326,7 +334,7 @@ class _Loader:
                 error.report = self.report  # type: ignore[attr-defined]  # as above
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> Iterator[None]:
         started = perf_counter()
         try:
             yield
@@ -338,15 +346,15 @@ class _Loader:
         """Load the next batch; give its last line, 0 at the end of the source."""
         # Others run while an async source makes us wait.
         with nullcontext() if self.records.is_async else paused():
-            with self._timed("read"), self._undisturbed("the source"):
+            with self.timed("read"), self._undisturbed("the source"):
                 records = self.records.take(size)
             if not records:
                 return 0
             with paused():
-                self._load(records)
+                self.load(records)
             return records[-1][0]
 
-    def _load(self, records: list[Record], *, is_last: bool = False) -> None:
+    def load(self, records: list[Record], *, is_last: bool = False) -> None:
         """
         Load a batch; rows that wait for rows to come are put aside.
 
@@ -354,83 +362,27 @@ class _Loader:
             is_last: Whether what the rows wait for can be among those only that
                 were put aside; they are of these themselves.
         """
-        batches = self._linked(records)
+        batches = self.linked(records)
         left = 0
-        if not self.names_itself or not (
-            self.aside or any(has_pending(batch, self.mapper) for batch in batches)
-        ):
-            self._put(batches)
+        if self.in_order is None:
+            self.put(batches)
         else:
-            left = self._put_in_order(batches, is_last=is_last)
+            left = self.in_order.put(batches, is_last=is_last)
         self.report.rows += len(records) - left
         self.linker.forget()
 
-    def _linked(self, records: list[Record]) -> list[Rows]:
+    def linked(self, records: list[Record]) -> list[Rows]:
         """Validate rows and look up what they name."""
         self.rejects.lines.clear()
-        with self._timed("validate"), self.linker.registering():
+        with self.timed("validate"), self.linker.registering():
             batches = self.checker.rows(records)
-        with self._timed("resolve"):
+        with self.timed("resolve"):
             with self.linker.registering():
                 self.linker.make(batches, self.validator)
             self.linker.look_up()
         return batches
 
-    def _load_aside(self, size: int) -> None:
-        """Load some of what was put aside."""
-        before = len(self.aside)
-        with self._timed("read"):
-            records = self.aside.free(size)
-        if records:
-            self._load(records, is_last=True)
-        else:
-            # A row that is there now may have the key of one that still waits.
-            for each in self.aside.everything(size):
-                self._load(each, is_last=True)
-        if len(self.aside) == before:
-            self._load_circles(size)
-
-    def _load_circles(self, size: int) -> None:
-        """Load or reject rows that wait for each other, where none can be first."""
-        circles = self.aside.circles(size)
-        if self.on_missing == "null":
-            # Without its reference the first one can be; the others follow it.
-            circles = [records[:1] for records in circles]
-        records = sorted((r for each in circles for r in each), key=lambda r: r[0])
-        self._put(self._linked(records), in_circles=True)
-        self.aside.remove(line for line, _ in records)
-        self.report.rows += len(records)
-        self.linker.forget()
-
-    def _put_in_order(self, batches: Sequence[Rows], *, is_last: bool) -> int:
-        """Write rows, those that are named first; give how many are put aside."""
-        with self._timed("resolve"):
-            order = Order(batches, self.mapper, self.aside)
-        if is_last:
-            # Rejected by now.
-            self.aside.remove(self.rejects.lines)
-        ready = order.ready()
-        while True:
-            while ready:
-                ready = self._settle(order, ready)
-            with self._timed("resolve"):
-                if is_last:
-                    ready = order.lacking()
-                else:
-                    order.put_aside()
-            if not ready:
-                return len(order.left)
-
-    def _settle(self, order: Order, ready: Sequence[Waiter]) -> list[Waiter]:
-        """Write rows; give those that can be written after them."""
-        before = self.report.created + self.report.updated
-        self._put(order.rows(ready))
-        self.aside.remove(waiter.line for waiter in ready)
-        is_new = self.report.created + self.report.updated > before
-        with self._timed("resolve"):
-            return order.after(ready, self.linker.resolve, is_new=is_new)
-
-    def _put(self, batches: Sequence[Rows], *, in_circles: bool = False) -> None:
+    def put(self, batches: Sequence[Rows], *, in_circles: bool = False) -> None:
         """Make what is missing, if that is asked for; write rows."""
         creator = None if in_circles else self.creator
         if creator is not None and self._staged:
@@ -440,7 +392,7 @@ class _Loader:
             before = self.report.counts()
 
             def step(creator: Creator = creator, wanted: Any = wanted) -> bool:
-                with self._timed("resolve"):
+                with self.timed("resolve"):
                     creator.create(wanted)
                 self._write(batches, is_attempt=True)
                 for batch in batches:
@@ -474,10 +426,10 @@ class _Loader:
         is_attempt: bool = False,
     ) -> None:
         """Turn rows into columns and write them; what is an attempt keeps fields."""
-        with self._timed("resolve"):
+        with self.timed("resolve"):
             for batch in batches:
                 self.linker.link(batch, in_circles=in_circles)
                 if not is_attempt:
                     batch.fields = []
-        with self._timed("write"):
+        with self.timed("write"):
             self.writer.write(batches)

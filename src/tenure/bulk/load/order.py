@@ -191,25 +191,82 @@ class Order:
             )
 
 
-def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
-    """Give what references in *fields* of *mapper* name, also inside of keys."""
-    seen: set[Mapper[Any]] = set()
-    left = [
-        mapper.relationships[name].mapper
-        for name in fields
-        if name in mapper.relationships
-    ]
-    while left:
-        target = left.pop()
-        if target not in seen:
-            seen.add(target)
-            left.extend(
-                part.target
-                for shape in identifiers(target).spellings.values()
-                for part in shape.parts
-                if part.target is not None
-            )
-    return seen
+class InOrder:
+    """
+    Loads rows that reference rows of the same source, in whatever order they come.
+
+    Args:
+        loader: Validates rows and looks up their references, then writes them.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.aside = Aside()
+
+    def put(self, batches: Sequence[Rows], *, is_last: bool) -> int:
+        """
+        Write rows after those that they reference; return how many are put aside.
+
+        Args:
+            is_last: They were put aside before, and no others will come.
+        """
+        loader, aside = self.loader, self.aside
+        if not (aside or any(has_pending(batch, loader.mapper) for batch in batches)):
+            loader.put(batches)
+            return 0
+        with loader.timed("resolve"):
+            order = Order(batches, loader.mapper, aside)
+        if is_last:
+            # Rejected by now.
+            aside.remove(loader.rejects.lines)
+        ready = order.ready()
+        while True:
+            while ready:
+                ready = self._write(order, ready)
+            with loader.timed("resolve"):
+                if is_last:
+                    ready = order.lacking()
+                else:
+                    order.put_aside()
+            if not ready:
+                return len(order.left)
+
+    def _write(self, order: Order, ready: Sequence[Waiter]) -> list[Waiter]:
+        """Write rows; return those that can be written after them."""
+        report = self.loader.report
+        before = report.created + report.updated
+        self.loader.put(order.rows(ready))
+        self.aside.remove(waiter.line for waiter in ready)
+        is_new = report.created + report.updated > before
+        with self.loader.timed("resolve"):
+            return order.after(ready, self.loader.linker.resolve, is_new=is_new)
+
+    def load_aside(self, size: int) -> None:
+        """Load some of the rows that were put aside."""
+        before = len(self.aside)
+        with self.loader.timed("read"):
+            records = self.aside.free(size)
+        if records:
+            self.loader.load(records, is_last=True)
+        else:
+            # A row that is there now may have the key of one that still waits.
+            for each in self.aside.everything(size):
+                self.loader.load(each, is_last=True)
+        if len(self.aside) == before:
+            self._load_circles(size)
+
+    def _load_circles(self, size: int) -> None:
+        """Load or reject rows that wait for each other, where none can be first."""
+        loader = self.loader
+        circles = self.aside.circles(size)
+        if loader.options.on_missing == "null":
+            # Without its reference the first one can be; the others follow it.
+            circles = [records[:1] for records in circles]
+        records = sorted((r for each in circles for r in each), key=lambda r: r[0])
+        loader.put(loader.linked(records), in_circles=True)
+        self.aside.remove(line for line, _ in records)
+        loader.report.rows += len(records)
+        loader.linker.forget()
 
 
 def has_pending(batch: Rows, mapper: Mapper[Any]) -> bool:

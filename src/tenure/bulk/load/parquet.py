@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from ...errors import LoadError
+from ...errors import LoadError, said
 
 #: Rows that are made objects of Python at once.
 _ROWS = 8_192
@@ -46,7 +46,7 @@ class Parquet:
         except (OSError, ValueError) as error:
             name = source if isinstance(source, str) else getattr(source, "name", "")
             raise LoadError(
-                f"cannot read {name!r} as Parquet: {_said(error)}"
+                f"cannot read {name!r} as Parquet: {said(error)}"
             ) from error
         schema = self._file.schema_arrow
         self.columns = list(schema.names)
@@ -100,7 +100,7 @@ class Parquet:
                 yield from zip(*(column.to_pylist() for column in columns), strict=True)
         except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
-                f"the Parquet source cannot be read: {_said(error)}"
+                f"the Parquet source cannot be read: {said(error)}"
             ) from error
 
     def _in_microseconds(self, kind: Any) -> Any:
@@ -117,7 +117,3 @@ class Parquet:
         if pa.types.is_list(kind):
             return pa.list_(self._in_microseconds(kind.value_type))
         return kind
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

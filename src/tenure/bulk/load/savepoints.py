@@ -1,15 +1,29 @@
-"""What is tried in savepoints, so that one row that is refused harms no other."""
+"""
+Steps of a load in savepoints, so that a row which is refused harms no other.
+
+:class:`Attempts` tries a step; :class:`RefusingWriter` writes the rows of a batch, finds
+those that are refused, and rejects them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Mapper, Session
 
-from ..lookup import ensure_transaction
+from ...errors import said
+from ...mapping import identifiers
+from ..lookup import Batch, ensure_transaction, look_up, orders_alike
+from ..write import OnConflict, Row, Target, in_key_order
+from .layout import Layout, Rows
+from .report import LoadReport, Rejects
+from .spool import folded
+from .writers import Writer, writer
 
 T = TypeVar("T")
 
@@ -83,3 +97,231 @@ def _is_of_a_row(error: Exception) -> bool:
         return True
     # Class 22, data exception: not every driver has a DataError for each of them.
     return (getattr(original, "sqlstate", None) or "").startswith("22")
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """Rows on their way into their table; ``rows`` as its writer takes them."""
+
+    batch: Rows
+    target: Target
+    writer: Writer
+    rows: list[Row]
+
+
+class RefusingWriter:
+    """Writes what can be written, counts it, and rejects the rest."""
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        report: LoadReport,
+        rejects: Rejects,
+        labels: dict[str, str],
+        on_conflict: OnConflict,
+    ) -> None:
+        self.attempts = attempts
+        self.mapper = attempts.mapper
+        self.report = report
+        self.rejects = rejects
+        self.labels = labels
+        self.on_conflict = on_conflict
+        #: What writes rows of each layout, on the connection it is for.
+        self._writers: dict[Layout, tuple[Connection, Target, Writer]] = {}
+
+    def write(self, batches: Sequence[Rows]) -> None:
+        """Write what is not rejected of *batches*, whose columns are made."""
+        for batch, kept in self._in_turns(batches):
+            self._write(batch, kept)
+
+    def _in_turns(self, batches: Sequence[Rows]) -> Iterator[tuple[Rows, list[int]]]:
+        """
+        Give what is written at once: rows of one key one after the other.
+
+        Those that set the same fields are put in order by their writer; others
+        are written apart.
+        """
+        if len(batches) < 2:
+            yield from ((batch, batch.kept) for batch in batches)
+            return
+        keys = [batch.layout.key(self.mapper) for batch in batches]
+        rows = sorted(
+            (batch.records[n][0], place, n)
+            for place, batch in enumerate(batches)
+            for n in batch.kept
+        )
+        turns: list[list[list[int]]] = []
+        seen: Counter[Any] = Counter()
+        for _, place, n in rows:
+            batch, key = batches[place], keys[place]
+            values = [batch.columns[batch.layout.columns.index(c)][n] for c in key]
+            named = key and None not in values
+            # What may be equal to the database: a turn more than needed does no harm.
+            token = (key, *map(folded, values)) if named else None
+            turn = 0 if token is None else seen[token]
+            seen[token] += 1
+            if turn >= len(turns):
+                turns.append([[] for _ in batches])
+            turns[turn][place].append(n)
+        for turn_rows in turns:
+            for batch, kept in zip(batches, turn_rows, strict=True):
+                yield batch, kept
+
+    def _write(self, batch: Rows, kept: list[int]) -> None:
+        if not kept:
+            return
+        connection = self.attempts.connection()
+        target, write = self._writer(batch.layout, connection)
+        places = [target.columns.index(column) for column in target.key]
+        keys = [batch.columns[place] for place in places]
+        if self.on_conflict != "raise":
+            kept = self._without_null_keys(batch, target, keys, kept)
+        try:
+            rows = write.rows(batch.columns)
+        except OF_A_VALUE:
+            rows, kept = self._made_apart(_Writing(batch, target, write, []), kept)
+        if all(orders_alike(c.type, connection.dialect) for c in target.key):
+            kept = list(in_key_order(kept, keys))
+        self._attempt(_Writing(batch, target, write, rows), kept)
+
+    def _writer(self, layout: Layout, connection: Connection) -> tuple[Target, Writer]:
+        known = self._writers.get(layout)
+        if known is None or known[0] is not connection:
+            key = layout.key(self.mapper)
+            target = Target(self.mapper, layout.columns, key, self.on_conflict)
+            write = writer(self.attempts.session, connection, target)
+            known = self._writers[layout] = connection, target, write
+        return known[1:]
+
+    def _made_apart(
+        self, writing: _Writing, kept: list[int]
+    ) -> tuple[list[Row], list[int]]:
+        """Make the rows one by one, and reject those whose values are refused."""
+        columns = writing.batch.columns
+        rows: list[Row] = [()] * len(writing.batch.records)
+        made = []
+        for n in kept:
+            try:
+                [rows[n]] = writing.writer.rows([[values[n]] for values in columns])
+                made.append(n)
+            except OF_A_VALUE as error:
+                self._reject_refused(writing, n, error)
+        return rows, made
+
+    def _without_null_keys(
+        self, batch: Rows, target: Target, keys: list[Any], kept: list[int]
+    ) -> list[int]:
+        for column, values in zip(target.key, keys, strict=True):
+            if None not in values:
+                continue
+            field = self.labels[batch.layout.names[column]]
+            message = f"{field!r} is part of the key and null, so it names no row"
+            for n in kept:
+                if values[n] is None:
+                    self.rejects.add(batch.records[n], field, "null", message)
+            kept = [n for n in kept if values[n] is not None]
+        return kept
+
+    def _attempt(self, writing: _Writing, origins: list[int]) -> None:
+        """
+        Write rows, in the order given; where one is refused, go on with the others.
+
+        From then on in the order of the source, so that of two rows which exclude
+        each other the first one stays.
+        """
+        if not origins or self._written(writing, origins) is None:
+            return
+        origins = sorted(origins)
+        if writing.target.key and self.on_conflict == "raise":
+            self._without_duplicates(writing, origins)
+        else:
+            self._halved(writing, origins)
+
+    def _written(self, writing: _Writing, origins: list[int]) -> Exception | None:
+        """Write rows and count them, or give the error about one of them."""
+        rows = [writing.rows[n] for n in origins]
+        written, error = self.attempts.tried(lambda: writing.writer.write(rows))
+        if written is not None:
+            report = self.report
+            report.created += written.created
+            report.updated += written.updated
+            report.unchanged += written.unchanged
+            report.skipped += written.skipped
+        return error
+
+    def _halved(self, writing: _Writing, origins: list[int]) -> list[int]:
+        """Write rows; find those that are refused by halving, reject and give them."""
+        error = self._written(writing, origins) if origins else None
+        if error is None:
+            return []
+        if len(origins) == 1:
+            self._reject_refused(writing, origins[0], error)
+            return origins
+        middle = len(origins) // 2
+        refused = self._halved(writing, origins[:middle])
+        return refused + self._halved(writing, origins[middle:])
+
+    def _without_duplicates(self, writing: _Writing, origins: list[int]) -> None:
+        """
+        Write rows, but reject those whose key a row has already.
+
+        Here, or in the database. Asking for them is much cheaper than halving.
+        """
+        batch, target = writing.batch, writing.target
+        columns = [batch.columns[target.columns.index(c)] for c in target.key]
+        keys = {n: tuple([values[n] for values in columns]) for n in origins}
+        taken = self._taken(target, keys)
+        label = ", ".join(
+            dict.fromkeys(self.labels[batch.layout.names[c]] for c in target.key)
+        )
+        first: dict[Any, int] = {}
+        turn: list[int] = []
+        later: list[int] = []
+        for n in origins:
+            if n in taken:
+                message = f"a row with this ({label}) exists already"
+                self.rejects.add(batch.records[n], label, "duplicate", message)
+            elif None not in keys[n] and keys[n] in first:
+                later.append(n)
+            else:
+                first.setdefault(keys[n], n)
+                turn.append(n)
+        while turn:
+            free = {keys[n] for n in self._halved(writing, turn)}
+            turn = []
+            for n in later:
+                if keys[n] in free:
+                    # The one before it was refused for another reason.
+                    free.discard(keys[n])
+                    first[keys[n]] = n
+                    turn.append(n)
+            later = [n for n in later if first[keys[n]] != n]
+        for n in later:
+            line = batch.records[first[keys[n]]][0]
+            message = f"line {line} has the same ({label})"
+            self.rejects.add(batch.records[n], label, "duplicate", message)
+
+    def _taken(self, target: Target, keys: dict[int, tuple[Any, ...]]) -> set[int]:
+        """Say which of *keys* are those of rows in the database."""
+        asked = [n for n, key in keys.items() if None not in key]
+        names = [self.mapper.get_property_by_column(c).key for c in target.key]
+        shape = identifiers(self.mapper).shape(names)
+        width = (False,) * len(names)
+        wanted = Batch(shape, width, [], [keys[n] for n in asked])
+        answers, _ = self.attempts.tried(lambda: look_up(self.attempts.session, wanted))
+        # A key that cannot be asked for is found by halving, too.
+        existing = answers[0] if answers is not None else [None] * len(asked)
+        return {n for n, row in zip(asked, existing, strict=True) if row is not None}
+
+    def _reject_refused(self, writing: _Writing, origin: int, error: Exception) -> None:
+        batch, target = writing.batch, writing.target
+        original = getattr(error, "orig", None) or error
+        message = said(error)
+        column = getattr(getattr(original, "diag", None), "column_name", None)
+        fields = [
+            self.labels[batch.layout.names[c]]
+            for c in target.columns
+            if c.name == column or f"{target.table.name}.{c.name}" in message
+        ]
+        kind = "integrity" if isinstance(error, IntegrityError) else "data"
+        self.rejects.add(batch.records[origin], ", ".join(fields), kind, message)

@@ -60,18 +60,18 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         on_conflict=target.on_conflict,
         columns=target.columns,
     ):
-        return _UnitOfWork(session, target)
+        return UnitOfWork(session, target)
     if target.on_conflict != "raise" and connection.dialect.name != "sqlite":
         staged = stage(connection, target, target.changing)
-        return _UnitOfWork(session, target) if staged is None else _Staged(staged)
+        return UnitOfWork(session, target) if staged is None else _Staged(staged)
     if not can_copy(connection):
         return _Insert(connection, target)
     if Place(connection, target.table).habits.takes_inserts_only:
-        return _UnitOfWork(session, target)
+        return UnitOfWork(session, target)
     return Copy(connection, target)
 
 
-class _UnitOfWork:
+class UnitOfWork:
     """Rows as mapped objects, flushed and let go."""
 
     def __init__(self, session: Session, target: Target) -> None:

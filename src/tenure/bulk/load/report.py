@@ -1,0 +1,329 @@
+"""
+What a load tells about what it did: its counts, its rejected rows, and their file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from tempfile import TemporaryFile
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...errors import LoadError
+from .sources import Record, plain
+
+
+@dataclass(slots=True)
+class ReferenceCount:
+    """
+    How the references of one load to one entity went.
+
+    ``resolved`` and ``missing`` count the rows of the source that name one;
+    ``created`` the rows that were made because something named them, and which
+    count as resolved.
+    """
+
+    resolved: int = 0
+    missing: int = 0
+    created: int = 0
+    #: Each missing key and how many rows named it; at most ``MOST_KEYS`` keys.
+    missing_keys: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+
+    #: More distinct missing keys are counted, but no longer named one by one.
+    MOST_KEYS = 100_000
+
+    def miss(self, key: tuple[Any, ...]) -> None:
+        """Count one row that names *key*, which is not there."""
+        self.missing += 1
+        if key in self.missing_keys or len(self.missing_keys) < self.MOST_KEYS:
+            self.missing_keys[key] += 1
+
+    def copy(self) -> ReferenceCount:
+        """Give the same counts, apart from these."""
+        return replace(self, missing_keys=self.missing_keys.copy())
+
+
+#: What is wrong with a row: the field, the reason, and a message.
+Problem = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row of a source that was not written."""
+
+    line: int
+    field: str
+    reason: str
+    message: str
+    row: Any
+    #: Further things wrong with the same row.
+    more: tuple[Problem, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what goes to the rejects file."""
+        found: dict[str, Any] = {
+            "line": self.line,
+            "field": self.field,
+            "reason": self.reason,
+            "message": self.message,
+            "row": self.row,
+        }
+        if self.more:
+            names = ("field", "reason", "message")
+            found["more"] = [dict(zip(names, each, strict=True)) for each in self.more]
+        return found
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """
+    What a load did.
+
+    ``rows`` is always ``created + updated + unchanged + skipped + rejected``: rows
+    that wait for another one of the source count once that is settled. Until
+    ``committed`` the counts say what would be kept. After an error they are those
+    of what was committed; where too many rows were rejected they are those of all
+    that was read.
+    """
+
+    into: str = ""
+    rows: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    rejected: int = 0
+    #: By the name of the entity referred to.
+    references: dict[str, ReferenceCount] = field(default_factory=dict)
+    #: Seconds spent in each of read, validate, resolve, write and commit.
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: Position in the source and its size, in bytes as stored; 0 if unknown.
+    bytes_read: int = 0
+    bytes_total: int = 0
+    committed: bool = False
+    #: Rows of the source that are in committed batches and were not rejected.
+    kept: int = 0
+    #: The first line that is not committed, where the next load has to ``start``;
+    #: ``None`` when all are.
+    resume: int | None = 1
+    dry_run: bool = False
+    #: The first rejected rows; the rejects file has all.
+    rejects: list[Reject] = field(default_factory=list)
+
+    #: How many rejected rows are kept here.
+    MOST_REJECTS = 100
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds from the first row to the end."""
+        return sum(self.seconds.values())
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows read for each second."""
+        return self.rows / self.total_seconds if self.total_seconds else 0.0
+
+    def count_of(self, entity: str) -> ReferenceCount:
+        """Give the counts of the references to *entity*."""
+        count = self.references.get(entity)
+        if count is None:
+            count = self.references[entity] = ReferenceCount()
+        return count
+
+    def counts(self) -> LoadReport:
+        """Give a copy of the counts, for :meth:`restore`."""
+        copies = {name: count.copy() for name, count in self.references.items()}
+        return replace(self, references=copies, rejects=list(self.rejects))
+
+    def restore(self, counts: LoadReport) -> None:
+        """Go back to *counts*; time that was spent stays so."""
+        taken = counts.counts()
+        for each in fields(self):
+            if each.name not in _SPENT:
+                setattr(self, each.name, getattr(taken, each.name))
+
+    def unwrite(self, counts: LoadReport) -> None:
+        """Go back to *counts* in what was written; what was rejected stays so."""
+        taken = counts.counts()
+        for name in ("created", "updated", "unchanged", "skipped", "references"):
+            setattr(self, name, getattr(taken, name))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the counts as plain values, for JSON."""
+        return {
+            "into": self.into,
+            "rows": self.rows,
+            "created": self.created,
+            "updated": self.updated,
+            "unchanged": self.unchanged,
+            "skipped": self.skipped,
+            "rejected": self.rejected,
+            "references": {
+                name: {
+                    "resolved": count.resolved,
+                    "missing": count.missing,
+                    "created": count.created,
+                    "missing_keys": len(count.missing_keys),
+                }
+                for name, count in self.references.items()
+            },
+            "seconds": {name: round(spent, 3) for name, spent in self.seconds.items()},
+            "rows_per_second": round(self.rows_per_second),
+            "committed": self.committed,
+            "kept": self.kept,
+            "resume": self.resume,
+            "dry_run": self.dry_run,
+        }
+
+
+#: What a failure does not undo.
+_SPENT = {"seconds", "bytes_read", "bytes_total"}
+
+
+class RejectsFile:
+    """
+    The rejects file: made when the load starts, written as rows are rejected.
+
+    Args:
+        start: Where the load begins; what the file of an earlier run says of rows
+            before stays in it.
+    """
+
+    def __init__(self, target: Any, *, start: int = 1) -> None:
+        self.is_given = target is not None
+        self._target = target
+        self._start = start
+        self._is_ours = self.is_given and not hasattr(target, "write")
+        self._file: Any = None if self._is_ours else target
+
+    def open(self) -> None:
+        """
+        Make the file, so that none of an earlier run looks like this one's.
+
+        Raises:
+            LoadError: It cannot be written.
+        """
+        if not self._is_ours:
+            return
+        try:
+            if self._start > 1 and os.path.exists(self._target):
+                self._keep_earlier()
+                self._file = open(self._target, "a", encoding="utf-8")  # noqa: SIM115  # close() does
+            else:
+                self._file = open(self._target, "w", encoding="utf-8")  # noqa: SIM115  # as above
+        except OSError as error:
+            raise LoadError(
+                f"cannot write rejects to {os.fspath(self._target)!r}: {error.strerror}"
+            ) from error
+
+    def _keep_earlier(self) -> None:
+        with (
+            open(self._target, "r+b") as file,
+            TemporaryFile("w+b") as kept,
+        ):
+            kept.writelines(line for line in file if _line_of(line) < self._start)
+            for each in (kept, file):
+                each.seek(0)
+            shutil.copyfileobj(kept, file)
+            file.truncate()
+
+    def write(self, reject: Reject) -> None:
+        """Write one row."""
+        if self.is_given:
+            with self._named():
+                self._file.write(json.dumps(reject.as_dict(), default=str) + "\n")
+
+    def flush(self) -> None:
+        """Have what was written on disk, as far as that is ours to do."""
+        if self._is_ours:
+            with self._named():
+                self._file.flush()
+
+    def close(self) -> None:
+        """Close what :meth:`open` opened."""
+        if self._is_ours and self._file is not None:
+            with self._named():
+                self._file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Writing tells what went wrong, but not where.
+            if self._is_ours:
+                error.filename = os.fspath(self._target)
+            raise
+
+
+def _line_of(text: bytes) -> float:
+    """Give the line that a row of a rejects file was at; none is not to be kept."""
+    try:
+        return int(json.loads(text)["line"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Rejects:
+    """What rejects a row: tells the report, and the file."""
+
+    def __init__(
+        self, report: LoadReport, file: RejectsFile, header: list[str] | None
+    ) -> None:
+        self.report = report
+        self.file = file
+        self.header = header
+        #: The lines rejected since somebody cleared it.
+        self.lines: set[int] = set()
+
+    def add(
+        self,
+        record: Record,
+        field: str,
+        reason: str,
+        message: str,
+        more: tuple[Problem, ...] = (),
+    ) -> None:
+        """Reject *record* because of *field* (what the source calls it)."""
+        line, row = record
+        reject = Reject(line, field, reason, message, plain(row, self.header), more)
+        self.lines.add(line)
+        self.report.rejected += 1
+        if len(self.report.rejects) < self.report.MOST_REJECTS:
+            self.report.rejects.append(reject)
+        self.file.write(reject)
+
+
+def details(error: ValidationError) -> Iterator[tuple[tuple[Any, ...], str, str]]:
+    """Give place, reason and message of each thing that is wrong with a value."""
+    for problem in error.errors(include_url=False, include_input=False):
+        yield problem["loc"], problem["type"], problem["msg"]
+
+
+def place_of(*loc: Any) -> str:
+    """Give a place in a row as text."""
+    return ".".join(map(str, loc))
+
+
+def problems_of(error: ValidationError, label: str = "") -> list[Problem]:
+    """
+    Give what is wrong with a row.
+
+    Args:
+        label: The field that was validated; none if it was the whole row.
+    """
+    around = (label,) if label else ()
+    return [
+        (place_of(*around, *loc), reason, message)
+        for loc, reason, message in details(error)
+    ]
