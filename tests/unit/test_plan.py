@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenure.bulk.lookup.plan import batches, by_shape
+from tenure.bulk.lookup import batches, by_shape
 from tenure.mapping.keys import Shape, identifiers
 from tenure.references.proxy import Proxy, shape_of
 from tests.fixtures.models import Country, Region, Seat

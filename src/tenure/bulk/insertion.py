@@ -36,8 +36,8 @@ from sqlalchemy.orm.state import InstanceState
 
 from ..mapping import identifiers
 from ..references import columns_held
-from .lookup import orders_alike
-from .write import Copy, Habits, Place, Target, can_copy, in_key_order
+from .dialects import can_copy, orders_alike
+from .write import Copy, Habits, TableInDatabase, Target, in_key_order
 
 State = InstanceState[Any]
 Values = list[Any]
@@ -179,7 +179,7 @@ class Insertion:
         ]
         self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
-        self._place = Place(connection, table)
+        self._place = TableInDatabase(connection, table)
         relationships = [r for r in mapper.relationships if not r.viewonly]
         #: Whether no instance refers to others, or hangs on one.
         self.stands_alone = not (relationships or mapper._delete_orphans)

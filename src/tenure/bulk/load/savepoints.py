@@ -9,7 +9,7 @@ from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Mapper, Session
 
-from ..lookup import ensure_transaction
+from ..dialects import ensure_transaction
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ...mapping import identifiers
-from ..lookup import Batch, look_up, orders_alike
+from ..dialects import orders_alike
+from ..lookup import Batch, look_up
 from ..report import LoadReport
 from ..save import OnConflict
 from ..write import Row, Target, in_key_order

@@ -23,18 +23,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
+from ..dialects import can_copy, comparable
 from ..save import flush
 from ..value import Value
 from ..write import (
     Copy,
-    Place,
     Processed,
     Row,
     Stage,
+    TableInDatabase,
     Target,
     Written,
-    can_copy,
-    comparable,
     stage,
     take_turn,
 )
@@ -61,7 +60,7 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return _UnitOfWork(session, target) if staged is None else _Staged(staged)
     if not can_copy(connection):
         return _Insert(connection, target)
-    if Place(connection, target.table).habits.takes_inserts_only:
+    if TableInDatabase(connection, target.table).habits.takes_inserts_only:
         return _UnitOfWork(session, target)
     return Copy(connection, target)
 
@@ -210,7 +209,7 @@ class _Insert(Processed):
         else:
             # Each new row has the next number.
             self.statements = [update]
-            table = Place(connection, target.table).name
+            table = TableInDatabase(connection, target.table).name
             self.newest = f"SELECT coalesce(max(_rowid_), 0) FROM {table}"
 
     def _is_counted(self) -> bool:
@@ -237,7 +236,7 @@ class _Insert(Processed):
         self, columns: Sequence[Column[Any]]
     ) -> Iterator[tuple[str, str, str]]:
         prepare = self.connection.dialect.identifier_preparer
-        table = Place(self.connection, self.target.table).name
+        table = TableInDatabase(self.connection, self.target.table).name
         for column in columns:
             name = prepare.quote(column.name)
             form = comparable(column, self.connection.dialect)

@@ -1,32 +1,28 @@
 """Rows of one table, written in as few calls as a driver takes."""
 
+from .copy import Copy
 from .locks import take_turn, take_turns
 from .rows import (
-    Copy,
     Processed,
     Row,
     Target,
     Written,
-    can_copy,
-    comparable,
     in_key_order,
     one_zone,
 )
 from .staging import Outcome, Stage, stage
-from .tables import Habits, Place
+from .tables import Habits, TableInDatabase
 
 __all__ = [
     "Copy",
     "Habits",
     "Outcome",
-    "Place",
     "Processed",
     "Row",
     "Stage",
+    "TableInDatabase",
     "Target",
     "Written",
-    "can_copy",
-    "comparable",
     "in_key_order",
     "one_zone",
     "stage",

@@ -18,7 +18,7 @@ from zlib import crc32
 from sqlalchemy import Connection, Table, event
 
 from ...errors import DatabaseError, DeadlineExceededError
-from .tables import Place
+from .tables import TableInDatabase
 
 
 def take_turn(connection: Connection, table: str) -> None:
@@ -46,7 +46,7 @@ def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
     Whoever will write into several takes all of these turns at once: they come in one
     order then, so that two never wait for each other.
     """
-    for name in sorted({Place(connection, table).name for table in tables}):
+    for name in sorted({TableInDatabase(connection, table).name for table in tables}):
         take_turn(connection, name)
 
 

@@ -23,11 +23,12 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.exc import FlushError
 
-from ..lookup import ensure_transaction
+from ..dialects import can_copy, comparable, ensure_transaction
 from ..report import Status
+from .copy import copy_rows
 from .locks import take_turn
-from .rows import Processed, Row, Target, can_copy, can_stage, comparable, copy
-from .tables import Place
+from .rows import Processed, Row, Target, can_stage
+from .tables import TableInDatabase
 
 
 class Outcome(NamedTuple):
@@ -52,14 +53,14 @@ def stage(
     """
     if not can_stage(connection):
         return None
-    place = Place(connection, target.table)
-    if place.has_sql_around_values:
+    table = TableInDatabase(connection, target.table)
+    if table.has_sql_around_values:
         return None
     name = connection.dialect.name
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        habits = place.habits
+        habits = table.habits
         # What a trigger makes of a row may have another key, or be no row.
         if habits.takes_inserts_only or habits.has_trigger or habits.is_partitioned:
             return None
@@ -80,7 +81,7 @@ class Stage(Processed, ABC):
         super().__init__(connection, target)
         prepare = connection.dialect.identifier_preparer
         self.fetched = list(fetched)
-        self.table = Place(connection, target.table).name
+        self.table = TableInDatabase(connection, target.table).name
         self.columns = [prepare.quote(column.name) for column in target.columns]
         # One for each set of columns: rows of one bulk may differ in what they set.
         token = f"{self.table} ({', '.join(self.columns)})"
@@ -276,7 +277,7 @@ class _OnPostgresql(Stage):
         names = ["tenure_line", *(column.name for column in self.target.columns)]
         into = f"{self.name} (tenure_line, {self.listed})"
         numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy(self.connection, None, self.name, into, names, numbered)
+        copy_rows(self.connection, None, self.name, into, names, numbered)
 
     @property
     def _upsert(self) -> str:
