@@ -35,7 +35,7 @@ from ..write import (
     Target,
     Written,
     stage,
-    take_turn,
+    take_write_lock,
 )
 
 
@@ -164,11 +164,11 @@ class _Staged:
         """Write rows, those of one key one after the other."""
         # A batch of another load may hold what this one writes, and want what an
         # earlier batch of this one has written.
-        take_turn(self.stage.connection, self.stage.table)
+        take_write_lock(self.stage.connection, self.stage.table)
         counts = self.stage.write_all(rows)
         if counts is None:
             counts = Counter()
-            for turn in self.stage.turns():
+            for turn in self.stage.rounds():
                 some = [rows[line] for line in turn]
                 counts.update(self.stage.write_all(some, distinct=True) or {})
         return Written(**{str(status): times for status, times in counts.items()})

@@ -1,7 +1,7 @@
-"""Rows of one table, written in as few calls as a driver takes."""
+"""Write rows of one table, in as few calls of the driver as possible."""
 
 from .copy import Copy
-from .locks import take_turn, take_turns
+from .locks import take_write_lock, take_write_locks
 from .rows import (
     Processed,
     Row,
@@ -26,6 +26,6 @@ __all__ = [
     "in_key_order",
     "one_zone",
     "stage",
-    "take_turn",
-    "take_turns",
+    "take_write_lock",
+    "take_write_locks",
 ]

@@ -13,13 +13,11 @@ from sqlalchemy import (
     Column,
     Connection,
     Table,
-    TwoPhaseTransaction,
     bindparam,
     insert,
 )
 from sqlalchemy.orm import Mapper
 
-from ..._private import is_autocommit
 from ..dialects import bind_processors
 
 Row = tuple[Any, ...]
@@ -62,15 +60,6 @@ class Target:
     def changing(self) -> list[Column[Any]]:
         """The columns an update may change."""
         return [column for column in self.columns if column not in self.key]
-
-
-def can_stage(connection: Connection) -> bool:
-    """Return whether rows can be staged: a temporary table needs a transaction."""
-    if is_autocommit(connection):
-        return False
-    # PostgreSQL prepares no transaction that has used such a table.
-    is_two_phase = isinstance(connection.get_transaction(), TwoPhaseTransaction)
-    return not (is_two_phase and connection.dialect.name == "postgresql")
 
 
 def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[int]:
@@ -119,7 +108,7 @@ class Processed:
         return str(compiled)
 
     def insert(self, into: Table) -> Any:
-        """Return an INSERT of the target's columns, bound by position."""
+        """Return an INSERT of the target's columns."""
         return insert(into).values(
             {column.name: bindparam(column.name) for column in self.target.columns}
         )
