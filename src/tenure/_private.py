@@ -8,12 +8,15 @@ One name for each need, with the reason why nothing public does. Each has a test
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
+from sqlalchemy import Connection
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.types import TypeEngine
 
 #: The attribute by which a mapped instance has a state, for ``hasattr()``:
 #: ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
@@ -97,3 +100,32 @@ class HookedPool(AsyncAdaptedQueuePool):
     @_invalidate_time.setter
     def _invalidate_time(self, time: float) -> None:
         self.invalid_before = time
+
+
+def variant_of(column_type: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    """
+    Return the type that ``with_variant()`` named for *dialect*, or the type itself.
+
+    ``dialect_impl()`` chooses it too, but returns the dialect's adaption of it, which
+    no longer says which type the mapping named.
+    """
+    return column_type._variant_mapping.get(dialect.name, column_type)
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """
+    Return whether each statement of *connection* is a transaction of its own.
+
+    ``get_isolation_level()`` asks the database; this knows it from the options.
+    """
+    return connection._is_autocommit_isolation()
+
+
+def dbapi_errors_of_asyncpg(module: Any) -> Mapping[type[Any], type[Exception]]:
+    """
+    Return the DBAPI error that SQLAlchemy raises for each of asyncpg's errors.
+
+    Only SQLAlchemy's cursor translates errors, and COPY needs asyncpg's own connection.
+    """
+    errors: Mapping[type[Any], type[Exception]] = module._asyncpg_error_translate
+    return errors

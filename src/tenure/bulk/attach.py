@@ -30,7 +30,7 @@ from ..references import (
     lift,
     relationship_names,
 )
-from .lookup import bind_processors
+from .dialects import bind_processors
 from .value import UNSET, Value, set_attributes
 
 

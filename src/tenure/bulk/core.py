@@ -26,13 +26,13 @@ from ..references import (
 from . import blame, others, save
 from .attach import let_go
 from .collected import Holding, Scope, check
+from .dialects import ensure_transaction
 from .lookup import (
     BATCH,
-    Outcome,
+    Found,
     Strategy,
     Unfound,
     attributes_of,
-    ensure_transaction,
     failure,
     resolve,
 )
@@ -128,7 +128,8 @@ class Bulk(Holding):
         if any(not value.is_row for value in rows):
             # What is set in an instance of the session's is for this bulk to undo.
             self._mark_beginning(session)
-        outcome.record()
+        with paused():
+            outcome.record()
         self._placeholders.bind(session)
         # Values may hold those that were made outside.
         self._registry.settle_adopted()
@@ -188,7 +189,7 @@ class Bulk(Holding):
         scope: Scope,
         strategy: Strategy,
         size: int,
-    ) -> tuple[Outcome, list[Unfound]]:
+    ) -> tuple[Found, list[Unfound]]:
         hydrates = strategy == "hydrate"
         asked = [
             key

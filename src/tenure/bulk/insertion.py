@@ -35,15 +35,14 @@ from sqlalchemy.orm.state import InstanceState
 
 from ..mapping import identifiers
 from ..references import columns_held
-from .lookup import orders_alike
+from .dialects import can_copy, orders_alike
 from .write import (
     LIFE_EVENTS,
     Copy,
     Habits,
     OnConflict,
-    Place,
+    TableInDatabase,
     Target,
-    can_copy,
     default_maker,
     in_key_order,
     why_not_bypassed,
@@ -126,7 +125,7 @@ class Insertion:
         ]
         self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
-        self._place = Place(connection, table)
+        self._place = TableInDatabase(connection, table)
         relationships = [r for r in mapper.relationships if not r.viewonly]
         #: Whether no instance refers to others, or hangs on one.
         self.stands_alone = not (relationships or mapper._delete_orphans)

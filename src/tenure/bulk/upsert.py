@@ -15,8 +15,8 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..mapping import identifiers
+from .dialects import orders_alike
 from .insertion import Insertion, State, Values, insertion
-from .lookup import orders_alike
 from .report import Status
 from .write import Outcome, Target, in_key_order, stage
 

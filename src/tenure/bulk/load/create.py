@@ -14,7 +14,7 @@ from ...errors import said
 from ...mapping import Shape, identifiers
 from ...references import Proxy, is_resolved, settle, shape_of, unsettle
 from ..lookup import by_shape, part_values
-from ..write import Row, Target, take_turns
+from ..write import Row, Target, take_write_locks
 from .layout import Rows
 from .link import Linker, is_pending, nested_in
 from .report import LoadReport
@@ -61,7 +61,7 @@ class Creator:
         connection = self.attempts.connection()
         if self._turns_of is not session.get_transaction():
             self._turns_of = session.get_transaction()
-            take_turns(connection, {*more, *self._tables})
+            take_write_locks(connection, {*more, *self._tables})
 
     @cached_property
     def _tables(self) -> set[Table]:

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Mapper, Session
 
 from ...errors import said
 from ...mapping import identifiers
-from ..lookup import Batch, ensure_transaction, look_up, orders_alike
+from ..dialects import ensure_transaction, orders_alike
+from ..lookup import Batch, look_up
 from ..write import OnConflict, Row, Target, in_key_order
 from .layout import Layout, Rows
 from .report import LoadReport, Rejects

@@ -22,20 +22,19 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
+from ..dialects import can_copy, comparable
 from ..save import flush
 from ..value import Value
 from ..write import (
     Copy,
-    Place,
     Processed,
     Row,
     Stage,
+    TableInDatabase,
     Target,
     Written,
-    can_copy,
-    comparable,
     stage,
-    take_turn,
+    take_write_lock,
     why_not_bypassed,
 )
 
@@ -66,7 +65,7 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return UnitOfWork(session, target) if staged is None else _Staged(staged)
     if not can_copy(connection):
         return _Insert(connection, target)
-    if Place(connection, target.table).habits.takes_inserts_only:
+    if TableInDatabase(connection, target.table).habits.takes_inserts_only:
         return UnitOfWork(session, target)
     return Copy(connection, target)
 
@@ -146,11 +145,11 @@ class _Staged:
         """Write rows, those of one key one after the other."""
         # A batch of another load may hold what this one writes, and want what an
         # earlier batch of this one has written.
-        take_turn(self.stage.connection, self.stage.table)
+        take_write_lock(self.stage.connection, self.stage.table)
         counts = self.stage.write_all(rows)
         if counts is None:
             counts = Counter()
-            for turn in self.stage.turns():
+            for turn in self.stage.rounds():
                 some = [rows[line] for line in turn]
                 counts.update(self.stage.write_all(some, distinct=True) or {})
         return Written(**{str(status): times for status, times in counts.items()})
@@ -191,7 +190,7 @@ class _Insert(Processed):
         else:
             # Each new row has the next number.
             self.statements = [update]
-            table = Place(connection, target.table).name
+            table = TableInDatabase(connection, target.table).name
             self.newest = f"SELECT coalesce(max(_rowid_), 0) FROM {table}"
 
     def _is_counted(self) -> bool:
@@ -218,7 +217,7 @@ class _Insert(Processed):
         self, columns: Sequence[Column[Any]]
     ) -> Iterator[tuple[str, str, str]]:
         prepare = self.connection.dialect.identifier_preparer
-        table = Place(self.connection, self.target.table).name
+        table = TableInDatabase(self.connection, self.target.table).name
         for column in columns:
             name = prepare.quote(column.name)
             form = comparable(column, self.connection.dialect)

@@ -1,32 +1,21 @@
-"""References in, rows out: many keys for each statement."""
+"""From references to their rows, many keys in one statement."""
 
-from .key_tables import bind_processors, ensure_transaction, orders_alike
-from .plan import BATCH, Batch, batches, by_shape
-from .resolver import (
-    Outcome,
-    Strategy,
-    Unfound,
-    attributes_of,
-    failure,
-    look_up,
-    part_values,
-    resolve,
-)
+from .ask import BATCH, Strategy, batches, by_shape, look_up, refused_by_halves
+from .batch import Batch, Unfound
+from .resolver import Found, attributes_of, failure, part_values, resolve
 
 __all__ = [
     "BATCH",
     "Batch",
-    "Outcome",
+    "Found",
     "Strategy",
     "Unfound",
     "attributes_of",
     "batches",
-    "bind_processors",
     "by_shape",
-    "ensure_transaction",
     "failure",
     "look_up",
-    "orders_alike",
     "part_values",
+    "refused_by_halves",
     "resolve",
 ]

@@ -1,20 +1,18 @@
-"""Rows of one table, written in as few calls as a driver takes."""
+"""Write rows of one table, in as few calls of the driver as possible."""
 
 from .bypass import LIFE_EVENTS, OnConflict, default_maker, why_not_bypassed
-from .locks import take_turn, take_turns
+from .copy import Copy
+from .locks import take_write_lock, take_write_locks
 from .rows import (
-    Copy,
     Processed,
     Row,
     Target,
     Written,
-    can_copy,
-    comparable,
     in_key_order,
     one_zone,
 )
 from .staging import Outcome, Stage, stage
-from .tables import Habits, Place
+from .tables import Habits, TableInDatabase
 
 __all__ = [
     "LIFE_EVENTS",
@@ -22,19 +20,17 @@ __all__ = [
     "Habits",
     "OnConflict",
     "Outcome",
-    "Place",
     "Processed",
     "Row",
     "Stage",
+    "TableInDatabase",
     "Target",
     "Written",
-    "can_copy",
-    "comparable",
     "default_maker",
     "in_key_order",
     "one_zone",
     "stage",
-    "take_turn",
-    "take_turns",
+    "take_write_lock",
+    "take_write_locks",
     "why_not_bypassed",
 ]

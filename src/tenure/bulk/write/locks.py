@@ -1,11 +1,13 @@
 """
-Turns at writing into a table, where two at a time could wait for each other.
+Locks that keep two transactions of ours from writing batches into one table.
 
-A turn ends with the transaction. PostgreSQL has locks for just that. Those of MariaDB
-and MySQL belong to the connection, so they are given back when SQLAlchemy says that the
-transaction is about to end: right before the COMMIT, as it says nothing after it. Who
-is next may begin before that is through, and waits for the locks of the rows instead;
-as nothing is written any more before the COMMIT, none of the two waits for ever.
+Without them each could lock rows that the other one needs next: a deadlock.
+
+A lock ends with the transaction. PostgreSQL has advisory locks that do. Those of
+MariaDB and MySQL belong to the connection, so they are released when SQLAlchemy
+announces the end of the transaction, right before the COMMIT; it announces nothing
+after it. The next writer may start before that COMMIT is done, and then waits for the
+locks of the rows. Nothing more is written before the COMMIT, so this cannot deadlock.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from zlib import crc32
 from sqlalchemy import Connection, Table, event
 
 from ...errors import DatabaseError, DeadlineExceededError
-from .tables import Place
+from .tables import TableInDatabase
 
 
-def take_turn(connection: Connection, table: str) -> None:
+def take_write_lock(connection: Connection, table: str) -> None:
     """
-    Wait until nobody else writes batches into *table*, until the transaction ends.
+    Be the only one to write batches into *table* until the transaction ends.
 
-    Another one may hold what this one writes next, and want what it has written.
+    Waits for whoever does so now. Does nothing where a database has no need of it.
 
     Args:
         table: Its name, as statements have it.
@@ -34,20 +36,20 @@ def take_turn(connection: Connection, table: str) -> None:
         DeadlineExceededError: It took longer than the server waits for locks.
         DatabaseError: The server cannot give the lock at all.
     """
-    take = _TURNS.get(connection.dialect.name)
+    take = _TAKE.get(connection.dialect.name)
     if take is not None:
         take(connection, table)
 
 
-def take_turns(connection: Connection, tables: Iterable[Table]) -> None:
+def take_write_locks(connection: Connection, tables: Iterable[Table]) -> None:
     """
-    :func:`take_turn` for each of *tables*.
+    Call :func:`take_write_lock` for each of *tables*, in the order of their names.
 
-    Whoever will write into several takes all of these turns at once: they come in one
-    order then, so that two never wait for each other.
+    Who writes into several tables calls this once, before the first of them: with one
+    order, two never wait for each other.
     """
-    for name in sorted({Place(connection, table).name for table in tables}):
-        take_turn(connection, name)
+    for name in sorted({TableInDatabase(connection, table).name for table in tables}):
+        take_write_lock(connection, name)
 
 
 def _on_postgresql(connection: Connection, table: str) -> None:
@@ -84,13 +86,13 @@ def _on_mysql(connection: Connection, table: str) -> None:
     held.add(name)
     for ending in _ENDINGS:
         # The same function again is no second listener.
-        event.listen(connection, ending, _give_back)
+        event.listen(connection, ending, _release)
 
 
-#: What the names of held locks are kept under, for as long as the connection lasts.
-_HELD = "tenure_turns"
+#: The key of ``Connection.info`` for the names of held locks.
+_HELD = "tenure_locks"
 
-# A transaction that is prepared takes no such statement any more.
+# A prepared transaction runs no such statement any more, so that is an ending too.
 _ENDINGS = (
     "commit",
     "rollback",
@@ -100,9 +102,9 @@ _ENDINGS = (
 )
 
 
-def _give_back(connection: Connection, *_: Any) -> None:
+def _release(connection: Connection, *_: Any) -> None:
     if connection.closed or connection.invalidated:
-        return  # the server has taken them back
+        return  # the server has released them
     held: set[str] = connection.info.get(_HELD, set())
     for name in tuple(held):
         # Not by SQLAlchemy, which runs nothing after a savepoint that has failed. A
@@ -116,7 +118,7 @@ def _give_back(connection: Connection, *_: Any) -> None:
             held.discard(name)
 
 
-_TURNS = {
+_TAKE = {
     "postgresql": _on_postgresql,
     "mysql": _on_mysql,
     "mariadb": _on_mysql,

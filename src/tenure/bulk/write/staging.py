@@ -1,14 +1,13 @@
 """
-Rows written by key, with what became of each: new, changed, the same, or left alone.
+Upsert rows by key, and return of each whether it was created, updated, or neither.
 
-The rows go into a temporary table first, each with its place in the input. The rest
-is between two tables of the database, and answers come back by place, so what is equal
-is for the database to say here as well.
+The rows are staged: they go into a temporary table, numbered by their position in the
+input. All else is done between two tables of the database, and results come back with
+that number. So the database alone decides which keys and values are equal.
 
-PostgreSQL does it in one statement, so that what others write meanwhile comes before
-or after. SQLite has one writer. MariaDB and MySQL lock the rows that exist, update
-them and insert the others; a lock by name keeps two of these from waiting for each
-other for ever.
+PostgreSQL needs one statement, so that what others write comes before or after it.
+SQLite has one writer. MariaDB and MySQL lock the rows that exist, update them and
+insert the others; a lock by name keeps two such writers from a deadlock.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Column, Connection
+from sqlalchemy import Column, Connection, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.exc import FlushError
 
-from ..lookup import ensure_transaction
+from ..._private import is_autocommit
+from ..dialects import can_copy, comparable, ensure_transaction
 from ..report import Status
-from .locks import take_turn
-from .rows import Processed, Row, Target, can_copy, can_stage, comparable, copy
-from .tables import Place
+from .copy import copy_rows
+from .locks import take_write_lock
+from .rows import Processed, Row, Target
+from .tables import TableInDatabase
 
 
 class Outcome(NamedTuple):
-    """What became of a row, and what was fetched of it."""
+    """The status of a row that was written, and what was fetched of it."""
 
     status: Status
     fetched: tuple[Any, ...]
@@ -44,31 +45,40 @@ def stage(
     fetched: Sequence[Column[Any]] = (),
 ) -> Stage | None:
     """
-    Give what writes rows by way of a temporary table; ``None`` where nothing can.
+    Return what upserts rows into *target* by staging; ``None`` where that is impossible.
 
     Args:
-        changing: What an update sets.
-        fetched: What is given back of each row.
+        changing: The columns that an update sets.
+        fetched: The columns that are returned of each row.
     """
-    if not can_stage(connection):
+    if not _can_stage(connection):
         return None
-    place = Place(connection, target.table)
-    if place.has_sql_around_values:
+    table = TableInDatabase(connection, target.table)
+    if table.has_sql_around_values:
         return None
     name = connection.dialect.name
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        habits = place.habits
-        # What a trigger makes of a row may have another key, or be no row.
+        habits = table.habits
+        # A trigger may change the key of a row, or keep the row out.
         if habits.takes_inserts_only or habits.has_trigger or habits.is_partitioned:
             return None
     kind = _STAGES.get(name)
     return None if kind is None else kind(connection, target, changing, fetched)
 
 
+def _can_stage(connection: Connection) -> bool:
+    """Return whether rows can be staged: a temporary table needs a transaction."""
+    if is_autocommit(connection):
+        return False
+    # PostgreSQL prepares no transaction that has used such a table.
+    is_two_phase = isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    return not (is_two_phase and connection.dialect.name == "postgresql")
+
+
 class Stage(Processed, ABC):
-    """Writes rows by way of a temporary table."""
+    """Upserts rows by way of a temporary table."""
 
     def __init__(
         self,
@@ -80,19 +90,19 @@ class Stage(Processed, ABC):
         super().__init__(connection, target)
         prepare = connection.dialect.identifier_preparer
         self.fetched = list(fetched)
-        self.table = Place(connection, target.table).name
+        self.table = TableInDatabase(connection, target.table).name
         self.columns = [prepare.quote(column.name) for column in target.columns]
-        # One for each set of columns: rows of one bulk may differ in what they set.
+        # One for each set of columns: values of one bulk may set different ones.
         token = f"{self.table} ({', '.join(self.columns)})"
         self.name = f"tenure_stage_{crc32(token.encode()):08x}"
         self.listed = ", ".join(self.columns)
         self.key = [prepare.quote(column.name) for column in target.key]
         self.changing = [prepare.quote(column.name) for column in changing]
         self.wanted = [prepare.quote(column.name) for column in fetched]
-        #: How a value of each changing column is written to be compared.
+        #: For each changing column, the SQL that compares its values.
         self.forms = [comparable(column, connection.dialect) for column in changing]
         self.updates = target.on_conflict == "update" and bool(changing)
-        #: What becomes of rows that are there and are not updated.
+        #: The status of rows that exist and are not updated.
         self.left: Status = "unchanged" if target.on_conflict == "update" else "skipped"
         #: The condition under which a row of the table has the key of a staged one.
         self.matches = " AND ".join(
@@ -103,41 +113,41 @@ class Stage(Processed, ABC):
         self, rows: Sequence[Row], *, distinct: bool = False
     ) -> list[Outcome] | None:
         """
-        Write *rows*, as :meth:`rows` makes them; say of each what became of it.
+        Write *rows*, as :meth:`rows` makes them; return the outcome of each.
 
-        ``None``, with nothing written, where two of them have one key.
+        ``None``, with nothing written, if two of them have the same key.
 
         Args:
-            distinct: It is known that none have.
+            distinct: The caller knows that no two have.
 
         Raises:
-            FlushError: Some are not there afterwards.
+            FlushError: Some have no row afterwards.
         """
         self.fill(rows)
         if not distinct and self._has_one_twice():
             return None
         found: list[Outcome | None] = [None] * len(rows)
-        for place, status, *fetched in self.move():
-            found[place] = Outcome(status, tuple(fetched))
+        for line, status, *fetched in self.move():
+            found[line] = Outcome(status, tuple(fetched))
         if None in found:
             raise FlushError(
-                f"{len(rows)} rows were written into {self.table} and "
-                f"{found.count(None)} of them have no row of their key afterwards; is "
-                f"there a trigger that changes keys, or keeps rows out?"
+                f"{len(rows)} rows were written into {self.table}, but for "
+                f"{found.count(None)} of them no row with their key was found "
+                f"afterwards; does a trigger change keys, or keep rows out?"
             )
         return [outcome for outcome in found if outcome is not None]
 
     def write_all(
         self, rows: Sequence[Row], *, distinct: bool = False
     ) -> Counter[Status] | None:
-        """As :meth:`write_each`, but only say how often each came to be."""
+        """As :meth:`write_each`, but return only how many rows have each status."""
         outcomes = self.write_each(rows, distinct=distinct)
         if outcomes is None:
             return None
         return Counter(outcome.status for outcome in outcomes)
 
-    def turns(self) -> list[list[int]]:
-        """Put what is staged into turns, so that no two of one have one key."""
+    def rounds(self) -> list[list[int]]:
+        """Return the staged lines in rounds; no two rows of a round have one key."""
         key = ", ".join(map(self.grouped, self.target.key))
         order = f"OVER (PARTITION BY {key} ORDER BY tenure_line)"
         sql = f"SELECT tenure_line, row_number() {order} FROM {self.name}"
@@ -164,24 +174,24 @@ class Stage(Processed, ABC):
 
     @property
     def drop(self) -> str:
-        """What drops what an earlier batch has left, whatever columns the table had then."""
+        """SQL that drops the table of an earlier batch, which may have other columns."""
         return f"DROP TABLE IF EXISTS temp.{self.name}"
 
     def marks(self, names: Sequence[str]) -> str:
-        """Give the markers of parameters that are sent by position."""
+        """Return markers for parameters that are sent by position."""
         mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
         return ", ".join([mark] * len(names))
 
     @abstractmethod
     def move(self) -> Iterable[Any]:
-        """Write what is staged; give place, status and what was fetched of each."""
+        """Upsert what is staged; yield line, status and fetched columns of each row."""
 
     def run(self, sql: str) -> Any:
-        """Execute a statement as it stands."""
+        """Execute SQL as it is."""
         return self.connection.exec_driver_sql(sql)
 
     def differs(self, one: str, other: str) -> str:
-        """Say in SQL that a changing column of two tables differs."""
+        """Return the SQL condition that a changing column of two tables differs."""
         return " OR ".join(
             self.unequal.format(form.format(f"{one}.{c}"), form.format(f"{other}.{c}"))
             for form, c in zip(self.forms, self.changing, strict=True)
@@ -189,10 +199,10 @@ class Stage(Processed, ABC):
 
     def upsert(self, order: str) -> str:
         """
-        Write the statement that inserts what is staged, or updates where it is there.
+        Return the statement that inserts what is staged, or updates rows that exist.
 
         Args:
-            order: The columns by which the rows are sorted.
+            order: The columns that sort the rows.
         """
         action = "DO NOTHING"
         if self.updates:
@@ -201,12 +211,12 @@ class Stage(Processed, ABC):
             action = f"DO UPDATE SET {sets} WHERE {differs}"
         return (
             f"INSERT INTO {self.table} AS tenure_row ({self.listed}) "
-            # SQLite takes an ON after the name of a table for that of a join.
+            # Without a WHERE, SQLite reads this ON as that of a join.
             f"SELECT {self.listed} FROM {self.name} WHERE 1 = 1 ORDER BY {order} "
             f"ON CONFLICT ({', '.join(self.key)}) {action}"
         )
 
-    #: That two values differ, NULL being equal to NULL.
+    #: SQL for "two values differ", where NULL equals NULL.
     unequal = "{} IS DISTINCT FROM {}"
 
     def _has_one_twice(self) -> bool:
@@ -215,19 +225,19 @@ class Stage(Processed, ABC):
         return self.run(twice).first() is not None
 
     def grouped(self, column: Column[Any]) -> str:
-        """Write a staged column of the key so that it is equal where the row's is."""
+        """Return a staged column of the key, compared as the row's column is."""
         return self.connection.dialect.identifier_preparer.quote(column.name)
 
     def answers(self, sql: str, before: int) -> Iterable[Row]:
         """
-        Give the rows of a query, with what is fetched as Python has it.
+        Return the rows of a query, the fetched columns as Python values.
 
         Args:
-            before: How many columns come before those that are fetched.
+            before: How many columns come before the fetched ones.
         """
         result = self.run(sql)
         dialect = self.connection.dialect
-        # Some types read by what the driver says it has got, as those of PostgreSQL do.
+        # Some types, as PostgreSQL's, read by the type code that the driver reports.
         kinds = [about[1] for about in result.cursor.description[before:]]
         readers: list[Any] = [
             column.type.dialect_impl(dialect).result_processor(dialect, kind)
@@ -276,11 +286,11 @@ class _OnPostgresql(Stage):
         names = ["tenure_line", *(column.name for column in self.target.columns)]
         into = f"{self.name} (tenure_line, {self.listed})"
         numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy(self.connection, None, self.name, into, names, numbered)
+        copy_rows(self.connection, None, self.name, into, names, numbered)
 
     @property
     def _upsert(self) -> str:
-        # Of rows with one key, the first to come is the first to be written.
+        # Of rows with one key, the first of the input is written first.
         return self.upsert(f"{', '.join(self.key)}, tenure_line")
 
     def move(self) -> Iterable[Any]:
@@ -299,7 +309,7 @@ class _OnPostgresql(Stage):
             for c, name in zip(self.key, keys, strict=True)
         )
         known = "".join(
-            # Of rows that were there before, which is what this statement sees.
+            # The statement sees the rows that existed before it.
             f", CASE WHEN tenure_written.tenure_is_new IS NULL THEN tenure_row.{c} "
             f"ELSE tenure_written.{name} END"
             for c, name in zip(self.wanted, back, strict=True)
@@ -314,28 +324,28 @@ class _OnPostgresql(Stage):
             f"LEFT JOIN {self.table} AS tenure_row ON {self.matches}"
         )
         unseen = []
-        for place, is_new, is_unseen, *fetched in self.answers(sql, before=3):
+        for line, is_new, is_unseen, *fetched in self.answers(sql, before=3):
             if is_new is None and is_unseen:
-                unseen.append(place)
+                unseen.append(line)
             written = "created" if is_new else "updated"
-            yield place, self.left if is_new is None else written, *fetched
+            yield line, self.left if is_new is None else written, *fetched
         if unseen:
-            # Committed by somebody else since this statement began.
+            # Another transaction has committed them since that statement began.
             wanted = "".join(f", tenure_row.{c}" for c in self.wanted)
             sql = (
                 f"SELECT tenure_line{wanted} FROM {self.name} AS tenure_new "
                 f"JOIN {self.table} AS tenure_row ON {self.matches} "
                 f"WHERE tenure_line IN ({', '.join(map(str, unseen))})"
             )
-            for place, *fetched in self.answers(sql, before=1):
-                yield place, self.left, *fetched
+            for line, *fetched in self.answers(sql, before=1):
+                yield line, self.left, *fetched
 
 
 class _OnSqlite(Stage):
     unequal = "{} IS NOT {}"
 
     def grouped(self, column: Column[Any]) -> str:
-        # A table made from a query there has no collations.
+        # A table that is created from a query has no collations in SQLite.
         kind: Any = column.type.dialect_impl(self.connection.dialect)
         collation = getattr(kind, "collation", None)
         name = super().grouped(column)
@@ -350,7 +360,7 @@ class _OnSqlite(Stage):
         return self._all()
 
     def _mark(self) -> None:
-        """Note which rows exist, and whether they say the same."""
+        """Mark which staged rows exist, and whether they differ from their row."""
         same = f"CASE WHEN {self.differs('tenure_row', 'tenure_new')} THEN 2 ELSE 1 END"
         self.run(
             f"UPDATE {self.name} AS tenure_new SET tenure_known = "
@@ -360,7 +370,7 @@ class _OnSqlite(Stage):
 
     @property
     def statuses(self) -> dict[int, Status]:
-        """What the marks of staged rows mean."""
+        """The status that each mark stands for."""
         return {0: "created", 1: self.left, 2: "updated"}
 
     def _all(self, lock: str = "") -> Iterable[Any]:
@@ -371,8 +381,8 @@ class _OnSqlite(Stage):
             f"ON {self.matches}{lock}"
         )
         statuses = self.statuses
-        for place, known, *fetched in self.answers(sql, before=2):
-            yield place, statuses[known], *fetched
+        for line, known, *fetched in self.answers(sql, before=2):
+            yield line, statuses[known], *fetched
 
 
 class _OnMysql(_OnSqlite):
@@ -398,7 +408,7 @@ class _OnMysql(_OnSqlite):
         return self._all(" LOCK IN SHARE MODE")
 
     def _write(self) -> None:
-        take_turn(self.connection, self.table)
+        take_write_lock(self.connection, self.table)
         self._mark()
         both = f"{self.table} AS tenure_row JOIN {self.name} AS tenure_new"
         if self.updates:

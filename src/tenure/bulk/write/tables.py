@@ -1,6 +1,4 @@
-"""
-Tables as a connection has them: under which name, and what PostgreSQL does there.
-"""
+"""A table as a connection reaches it: its name, and what happens on an INSERT."""
 
 from __future__ import annotations
 
@@ -10,9 +8,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, text
 
+from ..dialects import has_sql_around_values
+
 
 class Habits(NamedTuple):
-    """What else happens in a table of PostgreSQL when rows come."""
+    """What else PostgreSQL does in a table on an INSERT."""
 
     #: COPY is refused, or leaves something out that an INSERT does.
     takes_inserts_only: bool
@@ -20,7 +20,7 @@ class Habits(NamedTuple):
     has_trigger: bool
     #: The rows are in partitions, of which RETURNING gives no system columns.
     is_partitioned: bool
-    #: What the column that counts up is filled from, and by nothing else.
+    #: The sequence that alone fills the autoincrement column.
     sequence: str | None
 
 
@@ -56,8 +56,8 @@ _HABITS = text(
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the rows of a table are, on one connection."""
+class TableInDatabase:
+    """A table on one connection."""
 
     connection: Connection
     table: Table
@@ -80,18 +80,18 @@ class Place:
 
     @property
     def text(self) -> str:
-        """The same for what is no statement with parameters."""
+        """The same for SQL without parameters."""
         return unescaped(self.connection, self.name)
 
     @property
     def has_sql_around_values(self) -> bool:
         """Whether a type has a ``bind_expression``, which only statements render."""
-        types = [of.type.dialect_impl(self.connection.dialect) for of in self.table.c]
-        return any(kind._has_bind_expression for kind in types)
+        dialect = self.connection.dialect
+        return any(has_sql_around_values(of.type, dialect) for of in self.table.c)
 
     @cached_property
     def habits(self) -> Habits:
-        """What PostgreSQL has been told to do there; asks it."""
+        """What PostgreSQL does there on an INSERT; asks it."""
         if self.has_sql_around_values:
             return Habits(True, False, False, None)
         counter: Any = self.table.autoincrement_column
@@ -101,11 +101,11 @@ class Place:
             "tenure_binary": self.connection.dialect.driver == "asyncpg",
         }
         found = self.connection.execute(_HABITS, names).first()
-        # Who writes into what is not there gets the error of an INSERT.
+        # A table that is not there: the INSERT raises the error.
         return Habits(True, False, False, None) if found is None else Habits(*found)
 
 
 def unescaped(connection: Connection, sql: str) -> str:
-    """Undo what some drivers need, that percent signs are doubled."""
-    prepare: Any = connection.dialect.identifier_preparer
-    return sql.replace("%%", "%") if prepare._double_percents else sql
+    """Undo the doubling of percent signs, which drivers need in parametrized SQL."""
+    is_doubled = connection.dialect.paramstyle in ("format", "pyformat")
+    return sql.replace("%%", "%") if is_doubled else sql

@@ -1,0 +1,123 @@
+"""What the error of a look-up is about, and how PostgreSQL goes on after one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    ProgrammingError,
+    StatementError,
+)
+
+from .postgresql import is_never_refused
+
+Refusal = Literal["denied", "invalid"]
+
+# insufficient_privilege. Source: PostgreSQL, "PostgreSQL Error Codes".
+_DENIED_STATE = "42501"
+# SQLITE_AUTH. Source: SQLite, "Result and Error Codes".
+_DENIED_CODE = 23
+# ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR.
+# Source: MariaDB, "MariaDB Error Codes".
+_DENIED_NUMBERS = (1142, 1143)
+# data_exception, the class.
+_DATA_EXCEPTION = "22"
+
+
+def refusal(error: Exception) -> Refusal | None:
+    """
+    Return what an error of a look-up is about.
+
+    ``denied``: the table may not be read. ``invalid``: the type, the driver or the
+    database refused one of the keys. ``None``: neither.
+    """
+    if not isinstance(error, DBAPIError):
+        # A type refused, or the driver could not write a text or a number.
+        of_type = isinstance(error, StatementError) and error.orig is not None
+        of_driver = isinstance(error, (UnicodeError, OverflowError))
+        return "invalid" if of_type or of_driver else None
+    if error.connection_invalidated:
+        return None
+    original: Any = error.orig
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    code = getattr(original, "sqlite_errorcode", None)
+    number = original.args[0] if original.args else None
+    if state == _DENIED_STATE or code == _DENIED_CODE or number in _DENIED_NUMBERS:
+        return "denied"
+    if state is not None:
+        return "invalid" if state.startswith(_DATA_EXCEPTION) else None
+    # Without a code it comes from the driver, which refused a value.
+    by_driver = code is None and not isinstance(number, int)
+    of_value = isinstance(error, (DataError, InterfaceError, ProgrammingError))
+    return "invalid" if by_driver and of_value else None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what the driver, or a type, said."""
+    original = getattr(error, "orig", None) or error
+    return str(original).strip().partition("\n")[0]
+
+
+class Recovery:
+    """
+    Keep a transaction of PostgreSQL usable when a look-up is refused.
+
+    An error ends the transaction there. One in which nothing else was done is begun
+    again; in any other, a savepoint protects it from keys that may be refused.
+
+    Args:
+        column_types: Those of the columns of the keys.
+        others_work: Whether the transaction had begun before these look-ups.
+    """
+
+    def __init__(
+        self, connection: Connection, column_types: Sequence[Any], *, others_work: bool
+    ) -> None:
+        self.connection = connection
+        self._others_work = others_work
+        self._needs_savepoint = others_work and not all(
+            is_never_refused(column_type, connection.dialect)
+            for column_type in column_types
+        )
+
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """Run one look-up."""
+        with self.connection.begin_nested() if self._needs_savepoint else nullcontext():
+            yield
+
+    def recover(self) -> bool:
+        """Make the connection usable after an error; return whether that worked."""
+        if _is_usable(self.connection):
+            return True
+        if self._others_work:
+            return False
+        driver: Any = self.connection.connection
+        self.connection.dialect.do_rollback(driver)
+        return True
+
+
+def is_idle(connection: Connection) -> bool:
+    """Return whether the driver of PostgreSQL says that no transaction has begun."""
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "is_in_transaction"):
+        return not driver.is_in_transaction()
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return status is not None and int(status) == 0
+
+
+def _is_usable(connection: Connection) -> bool:
+    # Not by SQLAlchemy: it is no statement of the caller's.
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+    except Exception:  # noqa: BLE001 - whatever it is, the transaction has ended
+        return False
+    return True
