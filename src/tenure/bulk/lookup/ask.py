@@ -37,6 +37,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
+from ...errors import said
 from ...mapping import Shape, identifiers
 from ...references import Proxy, shape_of
 from ..dialects import bind_processors, has_sql_around_values
@@ -54,7 +55,7 @@ from .batch import (
 from .mysql import has_all_letters, in_json_table
 from .parameters import in_parameters
 from .postgresql import in_arrays
-from .refusals import Recovery, first_line, is_idle, refusal
+from .refusals import Recovery, is_idle, refusal
 
 T = TypeVar("T")
 
@@ -225,7 +226,7 @@ def _key_tables(
         sqlalchemy.exc.StatementError: A type refuses a value.
     """
     build = _BUILDERS.get(dialect.name, in_parameters)
-    # The SQL that a type has around values is for bound parameters.
+    # Only bound parameters get the SQL that a type puts around values.
     if any(has_sql_around_values(of, dialect) for of in column_types):
         build = in_parameters
     try:
@@ -246,7 +247,7 @@ def _in_json(
     """
     Return one table, for SQLite: a JSON array.
 
-    An outer join keeps it the outer loop, so that each key is one probe of the index.
+    An outer join keeps the array the outer loop, so that each key is one probe of the index.
     A row-value IN uses no index there.
     """
     columns = list(zip(*batch.values, strict=True))
@@ -334,7 +335,7 @@ class LookUps:
         for n, error in refused_by_halves(range(len(batch.values)), step):
             yield from found
             found.clear()
-            self._refuse(batch.part(n, n + 1), "invalid", first_line(error))
+            self._refuse(batch.part(n, n + 1), "invalid", said(error))
         yield from found
 
     def _refusal(self, batch: Batch, error: Exception) -> Exception | None:
@@ -342,7 +343,7 @@ class LookUps:
         reason = refusal(error)
         recovered = reason and (self._recovery is None or self._recovery.recover())
         if reason == "denied":
-            message = first_line(error)
+            message = said(error)
             self._denied[batch.shape.mapper] = message
             if not recovered:
                 self._ended = f"{message} (and the transaction was ended by that)"

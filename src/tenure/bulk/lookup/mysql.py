@@ -157,8 +157,11 @@ def in_json_table(
     )
     keys = columns[0] if single else list(zip(*columns, strict=True))
     return [
-        (start, KeyTable(table, table.c.n, 1, read, {"tenure_keys": some}, True, lossy))
-        for start, some in _in_packets(keys)
+        (
+            start,
+            KeyTable(table, table.c.n, 1, read, parameters, outer=True, lossy=lossy),
+        )
+        for start, parameters in _in_packets(keys)
     ]
 
 
@@ -166,10 +169,12 @@ def in_json_table(
 PACKET = 4 * 2**20
 
 
-def _in_packets(keys: Sequence[Any], start: int = 0) -> Iterator[tuple[int, str]]:
+def _in_packets(
+    keys: Sequence[Any], start: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     written = json.dumps(keys, ensure_ascii=False, separators=(",", ":"))
     if len(written) <= PACKET or len(keys) == 1:
-        yield start, written
+        yield start, {"tenure_keys": written}
         return
     half = len(keys) // 2
     yield from _in_packets(keys[:half], start)

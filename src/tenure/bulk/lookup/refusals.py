@@ -58,12 +58,6 @@ def refusal(error: Exception) -> Refusal | None:
     return "invalid" if by_driver and of_value else None
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what the driver, or a type, said."""
-    original = getattr(error, "orig", None) or error
-    return str(original).strip().partition("\n")[0]
-
-
 class Recovery:
     """
     Keep a transaction of PostgreSQL usable when a look-up is refused.

@@ -19,8 +19,6 @@ from ..report import Failure
 from .ask import BATCH, LookUps, Strategy, batches, by_shape
 from .batch import Answers, Batch, KeyValues, Several, Unfound
 
-Row = tuple[Any, ...]
-
 
 class Found(NamedTuple):
     """What a look-up found."""
@@ -31,7 +29,7 @@ class Found(NamedTuple):
     answered: int
     unfound: list[Unfound]
     #: The rows of values, by the id of their key.
-    rows: dict[int, Row]
+    rows: dict[int, tuple[Any, ...]]
 
 
 def part_values(
@@ -120,10 +118,10 @@ class _Rounds:
         self.answered: list[tuple[Sequence[Proxy], Answers]] = []
         self.count = 0
         #: The rows of references, by the id of the proxy, if keys may need them.
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, tuple[Any, ...]] = {}
         self.keeps_rows = False
         #: The same for keys of values.
-        self.whole_rows: dict[int, Row] = {}
+        self.whole_rows: dict[int, tuple[Any, ...]] = {}
 
     def ready(
         self, waiting: dict[Shape, list[Proxy]]
@@ -148,7 +146,7 @@ class _Rounds:
                 left[shape] = [proxy for proxy, columns in pairs if columns is None]
         return ready, left
 
-    def _columns_of(self, proxy: Proxy) -> Row | None:
+    def _columns_of(self, proxy: Proxy) -> tuple[Any, ...] | None:
         values: list[Any] = []
         parts = shape_of(proxy).parts
         for part, value in zip(parts, proxy._tenure_values, strict=True):
@@ -158,7 +156,7 @@ class _Rounds:
             values.extend(columns)
         return tuple(values)
 
-    def _row_of(self, proxy: Proxy) -> Row | None:
+    def _row_of(self, proxy: Proxy) -> tuple[Any, ...] | None:
         row = self.rows.get(id(proxy)) or self.whole_rows.get(id(proxy))
         return row or proxy._tenure_row
 

@@ -14,6 +14,10 @@ from .rows import Processed, Row, Target, Written
 from .tables import TableInDatabase, unescaped
 
 
+def _nothing() -> None:
+    """Do nothing meanwhile."""
+
+
 class Copy(Processed):
     """PostgreSQL's COPY into a table."""
 
@@ -30,7 +34,7 @@ class Copy(Processed):
         return Written(created=len(rows))
 
     def send(
-        self, rows: Sequence[Row], meanwhile: Callable[[], None] | None = None
+        self, rows: Sequence[Row], meanwhile: Callable[[], None] = _nothing
     ) -> None:
         """
         COPY rows into the table.
@@ -56,7 +60,7 @@ def copy_rows(
     into: str,
     names: Sequence[str],
     rows: Sequence[Row],
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[], None] = _nothing,
 ) -> None:
     """
     Send rows by COPY, as text with psycopg and binary with asyncpg.
@@ -69,13 +73,20 @@ def copy_rows(
     """
     sql = f"COPY {unescaped(connection, into)} FROM STDIN"
     driver: Any = connection.connection.driver_connection
-    dialect = connection.dialect
     try:
-        if dialect.driver == "asyncpg" and not driver.is_in_transaction():
-            # SQLAlchemy begins one with the first statement that it sees.
-            connection.exec_driver_sql("SELECT 1")
-        send = _COPY[dialect.driver]
-        send(driver, schema, table, sql, names, rows, meanwhile or _nothing)
+        if connection.dialect.driver == "asyncpg":
+            if not driver.is_in_transaction():
+                # SQLAlchemy begins one with the first statement that it sees.
+                connection.exec_driver_sql("SELECT 1")
+            sending = driver.copy_records_to_table(
+                table, records=rows, columns=list(names), schema_name=schema
+            )
+            await_only(sending)
+            meanwhile()
+        elif type(driver).__name__.startswith("Async"):
+            await_only(_send_async(driver, sql, rows, meanwhile))
+        else:
+            _send(driver, sql, rows, meanwhile)
     except Exception as error:
         raise _translated(connection, sql, error) from error
     except BaseException as error:
@@ -117,25 +128,9 @@ def _translated(connection: Connection, sql: str, error: Exception) -> Exception
     return translated
 
 
-Meanwhile = Callable[[], None]
-
-
-def _nothing() -> None:
-    """Do nothing meanwhile."""
-
-
-def _copy_psycopg(
-    driver: Any,
-    schema: Any,
-    table: str,
-    sql: str,
-    names: Any,
-    rows: Sequence[Row],
-    meanwhile: Meanwhile,
+def _send(
+    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Callable[[], None]
 ) -> None:
-    if type(driver).__name__.startswith("Async"):
-        await_only(_copy_psycopg_async(driver, sql, rows, meanwhile))
-        return
     with driver.cursor() as cursor, cursor.copy(sql) as stream:
         write = stream.write_row
         for row in rows:
@@ -143,34 +138,11 @@ def _copy_psycopg(
         meanwhile()
 
 
-async def _copy_psycopg_async(
-    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Meanwhile
+async def _send_async(
+    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Callable[[], None]
 ) -> None:
     async with driver.cursor() as cursor, cursor.copy(sql) as stream:
         write = stream.write_row
         for row in rows:
             await write(row)
         meanwhile()
-
-
-def _copy_asyncpg(
-    driver: Any,
-    schema: Any,
-    table: str,
-    sql: str,
-    names: Any,
-    rows: Sequence[Row],
-    meanwhile: Meanwhile,
-) -> None:
-    await_only(
-        driver.copy_records_to_table(
-            table, records=rows, columns=list(names), schema_name=schema
-        )
-    )
-    meanwhile()
-
-
-_COPY: dict[str, Any] = {
-    "psycopg": _copy_psycopg,
-    "asyncpg": _copy_asyncpg,
-}
