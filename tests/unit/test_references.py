@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
 from tenure.mapping.keys import identifiers
-from tenure.references.proxy import key_of, settle_instance
+from tenure.references.proxy import instance_found, key_of
 from tests.fixtures.models import (
     Author,
     Book,
@@ -88,7 +88,7 @@ def refusal(given: Any, to: Any = Ref[Country]) -> tuple[str, str]:
 def resolved(instance: Any, **key: Any) -> Proxy:
     shape = identifiers(type(instance)).shape(tuple(key))
     proxy = Proxy(shape, tuple(key.values()))
-    settle_instance(proxy, None, instance)
+    instance_found(proxy, None, instance)
     return proxy
 
 
@@ -232,7 +232,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "an object with nope does not name a row of Country; its keys are "
+                        "an object with nope is no key of Country; its keys are "
                         "(id) or (code)"
                     ),
                 ),
@@ -243,7 +243,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "an object with code, name does not name a row of Country; its "
+                        "an object with code, name is no key of Country; its "
                         "keys are (id) or (code)"
                     ),
                 ),
@@ -253,10 +253,7 @@ class TestRefused:
                 Annotated[Country, Key("id")],
                 (
                     "reference_key",
-                    (
-                        "an object with code does not name a row of Country; its keys are "
-                        "(id)"
-                    ),
+                    ("an object with code is no key of Country; its keys are (id)"),
                 ),
             ),
             (
@@ -265,7 +262,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "a value of type list does not name a row of Country; its keys are "
+                        "a value of type list is no key of Country; its keys are "
                         "(id) or (code)"
                     ),
                 ),
@@ -273,7 +270,7 @@ class TestRefused:
             (
                 {"hall": None, "row": None},
                 Ref[Seat],
-                ("reference_null", "a key of Seat cannot be only null"),
+                ("reference_null", "every attribute of the key of Seat is null"),
             ),
             (
                 {"id": "x"},
@@ -292,7 +289,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "Region.country: an object with zone does not name a row of "
+                        "Region.country: an object with zone is no key of "
                         "Country; its keys are (id) or (code)"
                     ),
                 ),
@@ -534,7 +531,7 @@ class TestProxy:
         first, second = reference("fr"), reference({"code": "fr"})
         held = {first, second, reference("de")}
         country = Country(code="fr")
-        settle_instance(first, None, country)
+        instance_found(first, None, country)
 
         assert 2 == len(held)
         assert country in set(list(held))  # noqa: C414  # a set hands on its hashes

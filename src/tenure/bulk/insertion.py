@@ -34,8 +34,7 @@ from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.orm.state import InstanceState
 
-from ..mapping import identifiers
-from ..references import columns_held
+from ..mapping import columns_held, identifiers
 from .lookup import orders_alike
 from .write import Copy, Habits, Place, Target, can_copy, in_key_order
 

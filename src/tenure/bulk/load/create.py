@@ -11,7 +11,7 @@ from sqlalchemy import Column, Table, select
 from sqlalchemy.orm import Mapper
 
 from ...mapping import Shape, identifiers
-from ...references import Proxy, is_resolved, settle, shape_of, unsettle
+from ...references import Proxy, is_resolved, row_lost, rows_found, shape_of
 from ..lookup import by_shape, part_values
 from ..report import LoadReport
 from ..write import Row, Target, take_turns
@@ -194,7 +194,7 @@ class Creator:
 
         row, _ = self.attempts.tried(look)
         if row is not None:
-            settle([reference], [tuple(row)], session)
+            rows_found([reference], [tuple(row)], session)
 
     def orphans(self, wanted: Iterable[Proxy], batches: Iterable[Rows]) -> bool:
         """Whether something was made that no row names which is not rejected."""
@@ -210,7 +210,7 @@ class Creator:
     def forget(self, wanted: Iterable[Proxy]) -> None:
         """Let *wanted* stand for nothing again: what was made is undone."""
         for reference in wanted:
-            unsettle(reference)
+            row_lost(reference)
 
 
 def nested_in_key(reference: Proxy) -> Iterable[Proxy]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import SchemaValidator
 
-from ...models import is_exact
+from ...models import is_spec_schema
 from ...references import ReferenceValidator
 
 
@@ -59,7 +59,7 @@ def fields_of(model: type[BaseModel]) -> Fields | None:
     a field or the model, an ``__init__`` or ``model_post_init``.
     """
     schema: Any = model.__pydantic_core_schema__
-    if is_exact(schema):
+    if is_spec_schema(schema):
         # Each different reference is validated by itself, so what is refused
         # registers nothing.
         schema = schema["schema"]

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Select, and_, select
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
-from ...mapping import Part, Shape, identifiers
-from ...references import Proxy, columns_held, key_of, settle, settle_instance, shape_of
+from ...mapping import Part, Shape, columns_held, identifiers
+from ...references import Proxy, instance_found, key_of, rows_found, shape_of
 from ..pause_gc import paused
 from ..report import Failure, Reason
 from .key_tables import Guard, asked, ends_transactions, is_idle, on_clause, refusal
@@ -171,9 +171,9 @@ def resolve(
                 if strategy == "hydrate":
                     for proxy, row in zip(members, rows, strict=True):
                         if row is not None:
-                            settle_instance(proxy, row[:-1], row[-1])
+                            instance_found(proxy, row[:-1], row[-1])
                 else:
-                    settle(members, rows, session)
+                    rows_found(members, rows, session)
 
     return Outcome(record, count, unfound, complete)
 
