@@ -24,6 +24,7 @@ from ..references import (
     contents,
     held_by,
     is_made,
+    is_placeholder,
     is_resolved,
     items_in,
     reference_in,
@@ -275,7 +276,8 @@ def _each(payload: Any) -> Iterator[Any]:
     """Yield a payload, or the items of the collection that it is."""
     items = items_in(payload)
     if items is None:
-        yield payload
+        # A placeholder is a reference, and no value.
+        yield reference_in(payload) if is_placeholder(payload) else payload
     else:
         for item in items:
             yield from _each(item)
