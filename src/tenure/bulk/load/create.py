@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, Table, select
 from sqlalchemy.orm import Mapper
 
-from ...mapping import Shape, identifiers
+from ...mapping import Shape, identifiers, is_filled, property_of
 from ...references import Proxy, is_resolved, row_lost, rows_found, shape_of
 from ..lookup import by_shape, part_values
 from ..report import LoadReport
@@ -251,33 +251,20 @@ def _lacking(shape: Shape) -> str:
         for table in mapper.tables
         if isinstance(table, Table)
         for column in table.columns
-        if not any(_is_filled(c, shape) for c in _same(mapper, column))
+        if not is_filled(mapper, column)
+        and set(shape.columns).isdisjoint(_same(mapper, column))
     )
     if lacks:
         return f"no {name} can be made of its key alone: it lacks {', '.join(lacks)}"
     return ""
 
 
-def _is_filled(column: Column[Any], shape: Shape) -> bool:
-    """Whether a row made of a key has a value for *column*, or needs none."""
-    mapper = shape.mapper
-    return (
-        column.nullable
-        or column in shape.columns
-        or column.default is not None
-        or column.server_default is not None
-        or column.table.autoincrement_column is column
-        or column is mapper.polymorphic_on
-        or column is mapper.version_id_col
-    )
-
-
 def _same(mapper: Mapper[Any], column: Column[Any]) -> Iterable[Column[Any]]:
     """Give the columns that are one attribute: keys of joined tables are."""
-    prop: Any = mapper._columntoproperty.get(column)
+    prop: Any = property_of(mapper, column)
     return (column,) if prop is None else prop.columns
 
 
 def _attribute_of(mapper: Mapper[Any], column: Column[Any]) -> str:
-    prop: Any = mapper._columntoproperty.get(column)
+    prop = property_of(mapper, column)
     return column.name if prop is None else prop.key
