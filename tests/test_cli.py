@@ -482,7 +482,7 @@ def mistakes() -> Iterator[Any]:
         ("typo:Thing", "importing typo failed: SyntaxError: invalid syntax (typo.py:1)"),
         ("needs:Thing", "No module named 'no_such_library' (needs.py:1)"),
         ("ends:Thing", "importing ends failed: SystemExit: no configuration"),
-        (f"{SHOP}:City", "'City' is not bound to a mapped class"),
+        (f"{SHOP}:City", "'City' is no model of a mapped class"),
         ("json:loads", "derive it from tenure.Spec[YourClass]"),
     ]  # fmt: skip
     for model, said in into:

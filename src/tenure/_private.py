@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.types import TypeEngine
 
@@ -60,6 +60,61 @@ insert_defaults: Callable[[Any], dict[Any, Any]] = (
     if hasattr(Mapper, "_insert_orm_defaults")
     else lambda mapper: {}
 )
+
+
+class RefusingState(InstanceState[Any]):
+    """
+    The state of an instance that SQLAlchemy must not load, write or change.
+
+    Nothing public refuses all of that: attribute events leave out loading, and
+    session events come after a cascade has reached the instance.
+    """
+
+    __slots__ = ()
+
+    def refuse(self, wanted: str) -> NoReturn:
+        """Raise an error; *wanted* is what SQLAlchemy needs of the instance."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> Any:  # type: ignore[override]  # read only
+        """Read by everything that writes an instance or loads from it."""
+        self.refuse("row")
+
+    def _load_expired(self, state: Any, passive: Any) -> Any:
+        self.refuse("attributes")
+
+    def _modified_event(self, dict_: Any, attr: Any, *args: Any, **kwargs: Any) -> None:
+        self.refuse(f"{attr.key!r}" if attr is not None else "row")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy would not learn which row was found.
+        self.refuse("copy")
+
+
+class UnmanagedList(list[Any]):
+    """
+    A list in place of a collection that SQLAlchemy must not use yet.
+
+    Nothing public refuses that: SQLAlchemy takes the adapter of whatever it finds.
+    """
+
+    def refuse(self) -> NoReturn:
+        """Raise an error."""
+        raise NotImplementedError
+
+    @property
+    def _sa_adapter(self) -> NoReturn:
+        self.refuse()
+
+
+def is_sentinel(column: Column[Any]) -> bool:
+    """
+    Whether SQLAlchemy fills *column* to match inserted rows: ``insert_sentinel()``.
+
+    Its public names make such a column, but do not tell one.
+    """
+    return column._insert_sentinel
 
 
 class HookedPool(AsyncAdaptedQueuePool):

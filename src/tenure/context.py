@@ -54,7 +54,7 @@ SESSION_BULK_CONTEXT: ContextVar[CurrentBulk | None] = ContextVar(
     "SESSION_BULK_CONTEXT", default=None
 )
 #: What the payload that is being validated has registered so far.
-ATTEMPT: ContextVar[Any] = ContextVar("ATTEMPT", default=None)
+DRAFT: ContextVar[Any] = ContextVar("DRAFT", default=None)
 #: The current application: where a scope finds a factory when none is given.
 APP_CONTEXT: ContextVar[Application | None] = ContextVar("APP_CONTEXT", default=None)
 #: The joined blocks with ``role="read"`` around the code that runs.

@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session as PlainSession
 
 from tenure import Database, Key, Proxy, Ref, Session, Spec
 from tenure.bulk import Resolution
-from tenure.references.proxy import ReferenceValidator, is_resolved, target_of
+from tenure.references.proxy import is_resolved, target_of
+from tenure.references.validator import ReferenceValidator
 from tests.fixtures.models import Base, Country, Node, Region, Seat, Site, Tag, Vehicle
 
 pytestmark = pytest.mark.every_database
@@ -165,7 +166,7 @@ def test_as_one_by_one(
     """Each reference is found, missing or ambiguous as in a query of its own."""
     with holding(db, data, known=known) as session:
         with session.bulk() as bulk:
-            proxies = [ReferenceValidator(entity, Key())(key) for entity, key in given]
+            proxies = [ReferenceValidator(entity)(key) for entity, key in given]
             resolution = bulk.resolve(
                 raise_errors=False, strategy=strategy, batch_size=size
             )
@@ -254,7 +255,7 @@ def test_values_of_the_same_bulk(
                     bulk.add(model)
                     values[_spelled(entity, key)] = model
                 elif not is_value:
-                    proxy = ReferenceValidator(entity, Key())(key)
+                    proxy = ReferenceValidator(entity)(key)
                     held.append((entity, key, proxy))
             bulk.resolve(raise_errors=False, strategy=strategy)
             made = {id(v.given): v.instance for v in bulk._values}

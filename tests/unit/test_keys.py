@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import (
     Column,
+    Computed,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -15,10 +17,13 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     func,
+    insert_sentinel,
+    inspect,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import LoadError
+from tenure.mapping import is_filled, new_instance, property_of, reverse_sides
 from tenure.mapping.keys import (
     column_adapter,
     columns_of,
@@ -26,6 +31,7 @@ from tenure.mapping.keys import (
     mapper_of,
     unique_column_sets,
 )
+from tests.fixtures import kinds, models
 from tests.fixtures.models import (
     Author,
     Book,
@@ -39,6 +45,50 @@ from tests.fixtures.models import (
     Site,
     Vehicle,
 )
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Team(Base):
+    """Several relationships with one reverse side, and some with none."""
+
+    __tablename__ = "team"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    players: Mapped[list[Player]] = relationship(back_populates="team")
+    keepers: Mapped[list[Keeper]] = relationship(
+        back_populates="team", overlaps="players"
+    )
+    everyone: Mapped[list[Player]] = relationship(viewonly=True)
+    matches: Mapped[list[Match]] = relationship(backref="team")
+
+
+class Player(Base):
+    __tablename__ = "player"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column()
+    team_id: Mapped[int] = mapped_column(ForeignKey("team.id"))
+    team: Mapped[Team] = relationship(back_populates="players", overlaps="keepers")
+    friend_id: Mapped[int | None] = mapped_column(ForeignKey("player.id"))
+    friend: Mapped[Player | None] = relationship(
+        back_populates="friends", remote_side=[id]
+    )
+    friends: Mapped[list[Player]] = relationship(back_populates="friend")
+    __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "p"}  # noqa: RUF012  # as SQLAlchemy has it
+
+
+class Keeper(Player):
+    __mapper_args__ = {"polymorphic_identity": "k"}  # noqa: RUF012  # as SQLAlchemy has it
+
+
+class Match(Base):
+    __tablename__ = "match"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team_id: Mapped[int] = mapped_column(ForeignKey("team.id"))
 
 
 def spellings(entity: type[Any]) -> list[tuple[str, ...]]:
@@ -175,3 +225,88 @@ class TestAdapters:
         text = "00000000-0000-0000-0000-000000000007"
 
         assert 7 == adapter.validate_python(text).int
+
+
+class TestReverseSides:
+    @pytest.mark.parametrize("base", [Base, models.Base, kinds.Base])
+    def test_as_sqlalchemy(self, base: Any) -> None:
+        """They are those that SQLAlchemy itself keeps in step."""
+        mapper_of(next(iter(base.registry.mappers)).class_)
+        relationships = {
+            relationship
+            for mapper in base.registry.mappers
+            for relationship in mapper.relationships
+        }
+
+        assert relationships
+        for each in relationships:
+            assert each._reverse_property == set(reverse_sides(each)), each
+
+    def test_several(self) -> None:
+        """All that have one reverse side count."""
+        team = mapper_of(Player).relationships["team"]
+
+        assert {"players", "keepers"} == {each.key for each in reverse_sides(team)}
+
+    def test_class_that_comes_later(self) -> None:
+        """A class that is mapped later may have a relationship back to an old one."""
+        others = mapper_of(Match).relationships["team"]
+        before = reverse_sides(others)
+
+        class Final(Match):
+            host: Mapped[Team] = relationship(
+                back_populates="matches", overlaps="team,matches"
+            )
+
+        matches = mapper_of(Team).relationships["matches"]
+        host = mapper_of(Final).relationships["host"]
+        assert before == reverse_sides(others)
+        assert {others, host} == set(reverse_sides(matches))
+        assert matches._reverse_property == {others, host}
+
+
+class TestColumns:
+    def test_property_of(self) -> None:
+        """The attribute of a column, if the class has one."""
+        mapper = mapper_of(Country)
+
+        assert mapper.attrs["code"] is property_of(mapper, mapper.columns["code"])
+        assert property_of(mapper, Column("other", Integer)) is None
+
+    @pytest.mark.parametrize(
+        ("column", "expected"),
+        [
+            (Column("c", Integer, nullable=False), False),
+            (Column("c", Integer, nullable=True), True),
+            (Column("c", Integer, nullable=False, default=1), True),
+            (Column("c", Integer, nullable=False, server_default="1"), True),
+            (Column("c", Integer, Computed("1"), nullable=False), True),
+            (Column("c", Integer, Identity(), nullable=False), True),
+            (insert_sentinel("c"), True),
+        ],
+    )
+    def test_is_filled(self, column: Any, expected: bool) -> None:
+        """What has a default of any kind, or may be null, need not be given."""
+        Table("filled", MetaData(), column)
+
+        assert expected is is_filled(mapper_of(Country), column)
+
+    def test_is_filled_by_the_mapping(self) -> None:
+        """Neither do numbers, versions, discriminators and keys of joined tables."""
+        for entity, name in (
+            (Country, "id"),
+            (models.Account, "version"),
+            (Vehicle, "kind"),
+            (Person, "id"),
+        ):
+            mapper = mapper_of(entity)
+            assert is_filled(mapper, mapper.columns[name]), name
+        assert not is_filled(mapper_of(Country), Country.__table__.c.code)
+
+
+def test_new_instance() -> None:
+    """It is made without __init__, and knows of which class of a hierarchy it is."""
+    instance = new_instance(mapper_of(Car))
+
+    assert (Car, "car") == (type(instance), inspect(instance).dict["kind"])
+    assert {"kind"} == set(inspect(instance).committed_state)

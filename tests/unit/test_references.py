@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 import pickle
 import uuid
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from decimal import Decimal
-from typing import Annotated, Any, cast
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
+from hypothesis import given as generated
+from hypothesis import strategies as st
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError, create_model
 from sqlalchemy import JSON, ForeignKey, UniqueConstraint, inspect, types
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
 from tenure.mapping.keys import identifiers
-from tenure.references.proxy import key_of, settle_instance
+from tenure.references import Placeholders, rebuilt, replace_in
+from tenure.references.proxy import instance_found, key_of
 from tests.fixtures.models import (
     Author,
     Book,
@@ -88,7 +95,7 @@ def refusal(given: Any, to: Any = Ref[Country]) -> tuple[str, str]:
 def resolved(instance: Any, **key: Any) -> Proxy:
     shape = identifiers(type(instance)).shape(tuple(key))
     proxy = Proxy(shape, tuple(key.values()))
-    settle_instance(proxy, None, instance)
+    instance_found(proxy, None, instance)
     return proxy
 
 
@@ -232,7 +239,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "an object with nope does not name a row of Country; its keys are "
+                        "an object with nope is no key of Country; its keys are "
                         "(id) or (code)"
                     ),
                 ),
@@ -243,7 +250,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "an object with code, name does not name a row of Country; its "
+                        "an object with code, name is no key of Country; its "
                         "keys are (id) or (code)"
                     ),
                 ),
@@ -253,10 +260,7 @@ class TestRefused:
                 Annotated[Country, Key("id")],
                 (
                     "reference_key",
-                    (
-                        "an object with code does not name a row of Country; its keys are "
-                        "(id)"
-                    ),
+                    ("an object with code is no key of Country; its keys are (id)"),
                 ),
             ),
             (
@@ -265,7 +269,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "a value of type list does not name a row of Country; its keys are "
+                        "a value of type list is no key of Country; its keys are "
                         "(id) or (code)"
                     ),
                 ),
@@ -273,7 +277,7 @@ class TestRefused:
             (
                 {"hall": None, "row": None},
                 Ref[Seat],
-                ("reference_null", "a key of Seat cannot be only null"),
+                ("reference_null", "every attribute of the key of Seat is null"),
             ),
             (
                 {"id": "x"},
@@ -292,7 +296,7 @@ class TestRefused:
                 (
                     "reference_key",
                     (
-                        "Region.country: an object with zone does not name a row of "
+                        "Region.country: an object with zone is no key of "
                         "Country; its keys are (id) or (code)"
                     ),
                 ),
@@ -534,7 +538,7 @@ class TestProxy:
         first, second = reference("fr"), reference({"code": "fr"})
         held = {first, second, reference("de")}
         country = Country(code="fr")
-        settle_instance(first, None, country)
+        instance_found(first, None, country)
 
         assert 2 == len(held)
         assert country in set(list(held))  # noqa: C414  # a set hands on its hashes
@@ -680,3 +684,120 @@ def _object(**properties: Any) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any = 1
+
+
+@dataclass(frozen=True)
+class Box:
+    held: Any
+
+
+class Shelf(BaseModel, extra="allow", frozen=True):
+    held: Any
+
+    def __hash__(self) -> int:
+        return hash(self.held)
+
+
+#: Ways to put one value, or several, into a container; those that can be hashed.
+HASHABLE = [
+    tuple,
+    frozenset,
+    lambda parts: Point(parts[0]),
+    lambda parts: Box(parts[0]),
+    lambda parts: Shelf(held=parts[0]),
+]
+CONTAINERS = [
+    *HASHABLE,
+    list,
+    deque,
+    lambda parts: dict(enumerate(parts)),
+    lambda parts: MappingProxyType(dict(enumerate(parts))),
+    RootModel[Any],
+    lambda parts: Shelf(held=1, more=parts),
+    Box,
+]
+
+
+def trees(leaf: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    hashable = st.recursive(
+        leaf,
+        lambda inner: st.builds(
+            lambda make, parts: make(parts),
+            st.sampled_from(HASHABLE),
+            st.lists(inner, min_size=1, max_size=3),
+        ),
+        max_leaves=4,
+    )
+    return st.recursive(
+        hashable | st.builds(set, st.lists(hashable, min_size=1, max_size=3)),
+        lambda inner: st.builds(
+            lambda make, parts: make(parts),
+            st.sampled_from([each for each in CONTAINERS if each is not frozenset]),
+            st.lists(inner, min_size=1, max_size=3),
+        ),
+        max_leaves=6,
+    )
+
+
+def leaves(value: Any) -> list[Any]:
+    """Give what is in containers inside of each other, apart from our own walk."""
+    if isinstance(value, BaseModel):
+        parts: Any = [part for _, part in value]
+    elif isinstance(value, Box):
+        parts = [value.held]
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        parts = value
+    else:
+        return [value]
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+class TestReplaced:
+    @generated(st.data())
+    def test_everywhere(self, data: Any) -> None:
+        """Every placeholder is replaced, in whatever it is, and nothing else is."""
+        country, placeholders = Country(code="fr"), Placeholders()
+        proxy = cast(Proxy, reference("fr"))
+        placeholder = placeholders.of(proxy)
+        leaf = st.sampled_from([placeholder, "text", 1, None])
+        value = data.draw(trees(leaf))
+        before = [country if each is placeholder else each for each in leaves(value)]
+        instance_found(proxy, None, country)
+        placeholders.share_rows()
+
+        found = replace_in(value)
+
+        after = leaves(found)
+        assert not any(each is placeholder for each in after)
+        assert sorted(map(repr, before)) == sorted(map(repr, after))
+        assert type(found) is type(value) or value is placeholder
+        if isinstance(value, list | dict | set | deque | BaseModel | Box):
+            assert found is value
+
+    def test_in_a_circle(self) -> None:
+        """A payload that holds itself is walked through once."""
+        held: list[Any] = [1]
+        held.append(held)
+
+        assert held is replace_in(held)
+
+    @pytest.mark.parametrize("make", CONTAINERS[:9])
+    def test_rebuilt(self, make: Any) -> None:
+        """A collection is left alone; the result is another one, if it has to be."""
+        given = make([1, 2])
+        doubled = rebuilt(given, lambda item: item * 2)
+
+        assert given is rebuilt(given, lambda item: item)
+        if isinstance(given, Box | Shelf):
+            assert given is doubled
+        else:
+            assert type(given) is type(doubled)
+            assert [item * 2 for item in leaves(given)] == leaves(doubled)
+            assert leaves(make([1, 2])) == leaves(given)

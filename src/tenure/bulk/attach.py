@@ -18,18 +18,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
-from ..mapping import check_writable, columns_of
-from ..models import Spec
-from ..references import (
-    assign,
-    columns_held,
-    connect,
-    instance_for,
-    is_given,
-    items_of,
-    lift,
-    relationship_names,
-)
+from ..mapping import check_writable, columns_held, columns_of, instance_for
+from ..models import Spec, assign, connect, is_given, items_of, lift
+from ..references import relationship_names
 from .dialects import bind_processors
 from .value import UNSET, Value, set_attributes
 

@@ -14,6 +14,7 @@ from sqlalchemy import Column, inspect
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
+from ..mapping import is_filled
 from ..references import key_of
 from .naming import keys_of, name_of, token_of_key
 from .report import Failure
@@ -58,13 +59,10 @@ def told_by_mappings(keyed: Sequence[Keyed]) -> list[Failure]:
 
 
 def _needed(mapper: Mapper[Any]) -> Iterator[str]:
-    """Give the attributes that nobody fills but who makes an instance."""
+    """Yield the attributes that must be given: nothing else fills their columns."""
     for prop in mapper.column_attrs:
         column: Any = prop.columns[0]
-        if not isinstance(column, Column) or column.nullable:
-            continue
-        made = column.default, column.server_default, column.computed, column.identity
-        if not any(made) and column is not column.table.autoincrement_column:
+        if isinstance(column, Column) and not is_filled(mapper, column):
             yield prop.key
 
 

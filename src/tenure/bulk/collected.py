@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
@@ -15,21 +15,22 @@ from sqlalchemy.orm.state import InstanceState
 from ..context import SESSION_BULK_CONTEXT
 from ..errors import SessionError
 from ..mapping import identifiers
-from ..models import Spec, entity_of
+from ..models import Spec, entity_of, unconnected_in
 from ..references import (
-    Attempt,
+    Draft,
     Placeholders,
     Proxy,
     Registry,
     contents,
     held_by,
     is_made,
+    is_placeholder,
     is_resolved,
+    items_in,
     reference_in,
     relationship_names,
     shape_of,
     target_of,
-    unconnected,
 )
 from .naming import reference_to
 from .value import Value
@@ -53,9 +54,10 @@ class Holding:
 
     def __init__(self, *, proxy_reference: bool = True) -> None:
         self.proxy_reference = proxy_reference
-        self._placeholders = Placeholders()
-        hand = None if proxy_reference else self._placeholders.of
-        self._registry = Registry(hand)
+        # Placeholders are made only where they are in use.
+        placeholders = None if proxy_reference else Placeholders()
+        self._placeholders = placeholders
+        self._registry = Registry(None if placeholders is None else placeholders.of)
         self._values: list[Value] = []
         #: What was given as a whole, by id: where failures are located.
         self._payloads: dict[int, Any] = {}
@@ -115,7 +117,7 @@ class Holding:
         elif id(instance) not in self._given:
             self._given.add(id(instance))
             self._values.append(Value.of(instance, kind))
-            if (self._mapped[kind] and unconnected(instance)) or (
+            if (self._mapped[kind] and unconnected_in(instance)) or (
                 "info" in state.__dict__ and is_made(instance)
             ):
                 self._take_in(instance)
@@ -145,13 +147,13 @@ class Holding:
         return self._validate(_adapter_of(type_).validate_json, text)
 
     def _validate(self, validate: Callable[[Any], Any], given: Any) -> Any:
-        attempt = Attempt(self)
+        draft = Draft(self)
         token = SESSION_BULK_CONTEXT.set(self)  # type: ignore[arg-type]  # as _enter
         try:
-            payload = attempt.run(validate, given)
+            payload = draft.run(validate, given)
         finally:
             SESSION_BULK_CONTEXT.reset(token)
-        attempt.keep(payload, held_by(payload))
+        draft.keep(payload, held_by(payload))
         self._take_in(payload)
         for each in _each(payload):
             if isinstance(each, Spec):
@@ -183,7 +185,7 @@ class Holding:
         """Give everything the bulk holds: references, then values, as they came."""
         for proxy in self._registry:
             entity = shape_of(proxy).entity
-            given = proxy if self.proxy_reference else self._placeholders.of(proxy)
+            given = self._placeholders.of(proxy) if self._placeholders else proxy
             yield BulkEntry(given, True, entity, is_resolved(proxy))
         for value in self._values:
             yield BulkEntry(
@@ -271,14 +273,14 @@ def _adapter_of(type_: Any) -> TypeAdapter[Any]:
 
 
 def _each(payload: Any) -> Iterator[Any]:
-    """Give a payload, or what the collection that it is holds."""
-    if isinstance(payload, (list, tuple, set, frozenset)):
-        for item in payload:
-            yield from _each(item)
-    elif isinstance(payload, Mapping):
-        yield from _each(list(payload.values()))
+    """Yield a payload, or the items of the collection that it is."""
+    items = items_in(payload)
+    if items is None:
+        # A placeholder is a reference, and no value.
+        yield reference_in(payload) if is_placeholder(payload) else payload
     else:
-        yield payload
+        for item in items:
+            yield from _each(item)
 
 
 def _is_mapped(instance: Any) -> bool:

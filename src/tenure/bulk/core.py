@@ -13,16 +13,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ..context import SESSION_BULK_CONTEXT, restore
 from ..errors import ResolutionError, SessionError
-from ..models import Spec
-from ..references import (
-    Proxy,
-    connect_all,
-    is_resolved,
-    is_waiting,
-    replace_in,
-    target_of,
-    unsettle,
-)
+from ..models import Spec, connect_all, is_waiting
+from ..references import Proxy, is_resolved, replace_in, row_lost, target_of
 from . import blame, others, save
 from .attach import let_go
 from .collected import Holding, Scope, check
@@ -130,9 +122,10 @@ class Bulk(Holding):
             self._mark_beginning(session)
         with paused():
             outcome.record()
-        self._placeholders.bind(session)
+        if self._placeholders:
+            self._placeholders.bind(session)
         # Values may hold those that were made outside.
-        self._registry.settle_adopted()
+        self._registry.update_adopted()
         followers = self._registry.followers()
         # Where values are not asked for, those are made that a reference names.
         named = [local.named(proxy) for proxy in references if local.values]
@@ -154,9 +147,9 @@ class Bulk(Holding):
             else []
         )
         self._named.extend(settled)
-        self._registry.settle_adopted()
-        if not self.proxy_reference:
-            self._placeholders.settle()
+        self._registry.update_adopted()
+        if self._placeholders:
+            self._placeholders.share_rows()
             for payload in self._payloads.values():
                 replace_in(payload)
         self._connect(session, lambda instance: not is_waiting(instance))
@@ -324,7 +317,7 @@ class Bulk(Holding):
             value.forget()
         for proxy in self._named:
             if id(proxy._tenure_target) in instances:
-                unsettle(proxy)
+                row_lost(proxy)
         self._named = [proxy for proxy in self._named if is_resolved(proxy)]
 
     def _begin_writing(self, session: Any, name: str) -> None:

@@ -33,8 +33,7 @@ from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.orm.state import InstanceState
 
-from ..mapping import identifiers
-from ..references import columns_held
+from ..mapping import columns_held, identifiers
 from .dialects import can_copy, orders_alike
 from .write import (
     LIFE_EVENTS,

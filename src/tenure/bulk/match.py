@@ -15,15 +15,13 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from ..mapping import Shape, identifiers, with_bases
-from ..models import Spec, as_attribute, instances_in
+from ..models import Spec, as_attribute, instances_in, items_of, lift
 from ..references import (
     Proxy,
     Registry,
+    instance_found,
     is_resolved,
-    items_of,
-    lift,
     relationship_names,
-    settle_instance,
     target_of,
     token_of,
 )
@@ -239,7 +237,7 @@ def settle(
             names = local.keys[value]._tenure_shape.names if row else ()
             place(session, value, attributes, row, key=names, fills=fills)
             for proxy in waiting.get(value, ()):
-                settle_instance(proxy, _fetched(proxy, row), value.instance)
+                instance_found(proxy, _fetched(proxy, row), value.instance)
                 done.append(proxy)
         for value, name, part in late:
             attribute = as_attribute(part, local.instance)

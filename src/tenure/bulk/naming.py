@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 
 from ..errors import SessionError
 from ..mapping import Shape, identifiers
-from ..references import Proxy, key_of, settle_instance, token_of
+from ..references import Proxy, instance_found, key_of, token_of
 from .lookup import part_values
 from .report import Failure
 
@@ -33,7 +33,7 @@ def reference_to(instance: Any) -> Proxy:
     proxy = Proxy(shape, tuple(state.dict[name] for name in shape.names))
     if state.persistent:
         row = tuple(getattr(instance, c.key) for c in identifiers(shape.mapper).fetched)
-        settle_instance(proxy, row, instance)
+        instance_found(proxy, row, instance)
     return proxy
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import RelationshipProperty, Session, SessionTransaction
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from ..references import connect, items_of, unconnected
+from ..models import connect, items_of, unconnected_in
 
 
 def flush_others(session: Session, instances: Collection[Any]) -> None:
@@ -95,7 +95,7 @@ def _set_aside(session: Session, instances: Iterable[Any]) -> Iterator[None]:
         state = inspect(instance)
         if not state.transient:
             continue
-        held, hidden = state.dict, unconnected(instance)
+        held, hidden = state.dict, unconnected_in(instance)
         for relationship in state.mapper.relationships:
             name = relationship.key
             if held.get(name) and name not in hidden and relationship._reverse_property:

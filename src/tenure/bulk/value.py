@@ -11,16 +11,16 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import SessionTransaction, make_transient, object_session
 
 from ..mapping import make
-from ..models import Spec, as_attribute, given_fields
-from ..references import (
-    Proxy,
+from ..models import (
+    Spec,
     Unconnected,
+    as_attribute,
     assign,
+    given_fields,
     is_given,
     items_of,
-    relationship_names,
-    target_of,
 )
+from ..references import Proxy, relationship_names, target_of
 
 UNSET = object()
 

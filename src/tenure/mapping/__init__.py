@@ -1,7 +1,13 @@
-"""What mappers say: which attributes name a row, which columns a class has. No I/O."""
+"""What mappers say: identifiers, columns, and how to make instances. No I/O."""
 
-from .columns import annotation, readable_columns, settable_columns
-from .instances import check_writable, make
+from .columns import annotation, is_filled, readable_columns, settable_columns
+from .instances import (
+    check_writable,
+    columns_held,
+    instance_for,
+    make,
+    new_instance,
+)
 from .keys import (
     Identifiers,
     Part,
@@ -11,6 +17,8 @@ from .keys import (
     columns_of,
     identifiers,
     mapper_of,
+    property_of,
+    reverse_sides,
     with_bases,
 )
 
@@ -22,11 +30,17 @@ __all__ = [
     "check_writable",
     "column_adapter",
     "column_type",
+    "columns_held",
     "columns_of",
     "identifiers",
+    "instance_for",
+    "is_filled",
     "make",
     "mapper_of",
+    "new_instance",
+    "property_of",
     "readable_columns",
+    "reverse_sides",
     "settable_columns",
     "with_bases",
 ]

@@ -1,9 +1,9 @@
-"""What Pydantic validates a mapped column with: its annotation, else its type."""
+"""The columns of a mapped class: their types, and whether they have to be given."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from inspect import get_annotations
 from types import NoneType, UnionType
@@ -28,11 +28,12 @@ from pydantic import (
 from sqlalchemy import JSON, Column, Enum, Numeric, String
 from sqlalchemy.orm import ColumnProperty, Mapped, Mapper
 
-from .keys import column_type
+from .._private import is_sentinel
+from .keys import column_type, property_of
 
 
 def settable_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Column[Any]]]:
-    """Give the columns that a payload may set, by attribute."""
+    """Yield the columns that a payload may set, by attribute."""
     for prop in mapper.column_attrs:
         column = prop.columns[0]
         if _is_public(prop) and isinstance(column, Column) and _takes_values(column):
@@ -40,7 +41,7 @@ def settable_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Column[Any]]]:
 
 
 def readable_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Any]]:
-    """Give the columns, and what is computed like one, that every row is loaded with."""
+    """Yield the columns and column properties that are loaded with a row."""
     for prop in mapper.column_attrs:
         if _is_public(prop) and not prop.deferred:
             yield prop.key, prop.columns[0]
@@ -52,12 +53,39 @@ def _is_public(prop: ColumnProperty[Any]) -> bool:
 
 def _takes_values(column: Column[Any]) -> bool:
     always = column.identity is not None and column.identity.always
-    is_marker = getattr(column, "_insert_sentinel", False)
-    return not (column.computed is not None or column.system or always or is_marker)
+    is_computed = column.computed is not None or column.system
+    return not (is_computed or always or is_sentinel(column))
+
+
+def is_filled(mapper: Mapper[Any], column: Column[Any]) -> bool:
+    """
+    Whether a new row may leave *column* out: something fills it, or it may be null.
+
+    The columns of joined tables that are one attribute are filled together. What a
+    relationship fills is not known here.
+    """
+    prop = property_of(mapper, column)
+    columns: Iterable[Any] = (column,) if prop is None else prop.columns
+    return any(_is_filled(mapper, each) for each in columns)
+
+
+def _is_filled(mapper: Mapper[Any], column: Any) -> bool:
+    if not isinstance(column, Column):
+        return True
+    return bool(
+        column.nullable
+        or column.default is not None
+        # Identity() and Computed() are server defaults as well.
+        or column.server_default is not None
+        or column is getattr(column.table, "autoincrement_column", None)
+        or column is mapper.version_id_col
+        or column is mapper.polymorphic_on
+        or is_sentinel(column)
+    )
 
 
 def annotation(mapper: Mapper[Any], name: str, column: Any) -> Any:
-    """Give the type of the values of an attribute, its constraints included."""
+    """Return the type to validate an attribute with, constraints included."""
     declared = _declared(mapper.class_, name)
     kind = _of_column(column) if declared is None else declared
     kind = _schematic(_constrained(kind, column.type))
@@ -66,7 +94,7 @@ def annotation(mapper: Mapper[Any], name: str, column: Any) -> Any:
 
 
 def _declared(entity: type[Any], name: str) -> Any:
-    """Give what ``Mapped[...]`` says, without ``None``; ``None`` if nothing does."""
+    """Return the type in ``Mapped[...]`` without ``None``; ``None`` if not declared."""
     for owner in entity.__mro__:
         try:
             written = get_annotations(owner)
@@ -77,7 +105,7 @@ def _declared(entity: type[Any], name: str) -> Any:
                 holder, vars(sys.modules[owner.__module__]), {}, include_extras=True
             )
         except (NameError, AttributeError, TypeError, KeyError):
-            # A name that exists for type checkers only, or inside of a function.
+            # A name that only type checkers, or only a function, know.
             return None
         hint = hints[name]
         origin = get_origin(hint)
@@ -95,12 +123,12 @@ def _without_none(kind: Any) -> Any:
 
 
 def _of_column(column: Any) -> Any:
-    # JSON says dict, but holds lists as well.
+    # The Python type of JSON is dict, but it can be a list as well.
     return Any if isinstance(column.type, JSON) else column_type(column)
 
 
 def _constrained(kind: Any, type_: Any) -> Any:
-    """Add what a column's type does not let pass."""
+    """Add the constraints of a column's type."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if plain is str and isinstance(type_, Enum):
         return Literal[tuple(type_.enums)]
@@ -113,7 +141,7 @@ def _constrained(kind: Any, type_: Any) -> Any:
 
 
 def _schematic(kind: Any) -> Any:
-    """Give what Pydantic takes for a type that it does not know: its instances."""
+    """Return *kind*, or its instances as they are, if Pydantic does not know it."""
     try:
         TypeAdapter(kind)
     except PydanticSchemaGenerationError:

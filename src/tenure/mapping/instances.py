@@ -1,19 +1,21 @@
 """
-New instances of mapped classes, by whatever constructor their class has.
+Every way to get an instance of a mapped class.
 
-Declarative classes take any attribute. Dataclasses and classes mapped imperatively
-take those of their own ``__init__``; the others are set afterwards.
+A new one by its constructor, or without it, and the session's instance of a row. The
+constructor of a declarative class takes any attribute. That of a dataclass, or of a
+class mapped imperatively, takes some, and the others are set afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, inspect
-from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.orm import ColumnProperty, Mapper, Session, make_transient_to_detached
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import LoadError
@@ -21,7 +23,7 @@ from .keys import mapper_of
 
 
 class Constructor:
-    """How a mapped class wants to be called."""
+    """How to call a mapped class."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self.mapper = mapper
@@ -45,7 +47,7 @@ class Constructor:
         )
 
     def arguments(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Give those of *attributes* that are arguments, and what they imply."""
+        """Return the arguments: of *attributes*, and foreign keys that they fill."""
         found = {name: attributes[name] for name in attributes if name in self.named}
         for name in self.required:
             if name not in found and self._is_implied(name, attributes):
@@ -62,7 +64,7 @@ class Constructor:
         )
 
     def _foreign_key(self, name: str, attributes: Mapping[str, Any]) -> Any:
-        """Give what a relationship makes of a column; ``None``: the flush knows."""
+        """Return what a relationship sets a column to; ``None``: not known yet."""
         column = self.mapper.columns[name]
         for relationship in self.mapper.relationships:
             target = attributes.get(relationship.key)
@@ -81,10 +83,10 @@ _constructors: WeakKeyDictionary[type[Any], Constructor] = WeakKeyDictionary()
 
 def check_writable(entity: type[Any], attributes: Mapping[str, Any]) -> Constructor:
     """
-    Check that what is set to *attributes* is written; give the class's constructor.
+    Return how to call a class, after a check that *attributes* can be written.
 
     Raises:
-        LoadError: One can only be read.
+        LoadError: An attribute is read-only.
     """
     constructor = _constructors.get(entity)
     if constructor is None:
@@ -92,19 +94,19 @@ def check_writable(entity: type[Any], attributes: Mapping[str, Any]) -> Construc
     if not constructor.read_only.isdisjoint(attributes):
         name = min(constructor.read_only.intersection(attributes))
         raise LoadError(
-            f"{entity.__name__}.{name} can only be read: what is set there is written "
-            f"nowhere; name a column, or a relationship without viewonly"
+            f"{entity.__name__}.{name} is read-only, so its value would be lost; "
+            f"set a column, or a relationship without viewonly"
         )
     return constructor
 
 
 def make(entity: type[Any], attributes: Mapping[str, Any]) -> Any:
     """
-    Make a new instance of a mapped class with *attributes*; no I/O.
+    Return a new instance of a mapped class with *attributes*; no I/O.
 
     Raises:
-        LoadError: An attribute is not there, or nothing that is set to it is written.
-        TypeError: The constructor wants more.
+        LoadError: An attribute does not exist, or is read-only.
+        TypeError: The constructor has other required arguments.
     """
     constructor = check_writable(entity, attributes)
     if constructor.takes_any:
@@ -116,4 +118,56 @@ def make(entity: type[Any], attributes: Mapping[str, Any]) -> Any:
             if not hasattr(entity, name):
                 raise LoadError(f"{entity.__name__} has no attribute {name!r}")
             setattr(instance, name, value)
+    return instance
+
+
+def new_instance(mapper: Mapper[Any]) -> Any:
+    """
+    Return a new instance, made as SQLAlchemy does for a row: without ``__init__``.
+
+    Other than for a row, listeners of the event ``init`` run. One of them is
+    SQLAlchemy's own, which sets the discriminator.
+    """
+    manager = mapper.class_manager
+    instance = manager.new_instance()
+    manager.dispatch.init(instance_state(instance), (), {})
+    return instance
+
+
+def columns_held(instance: Any, columns: Iterable[Column[Any]]) -> tuple[Any, ...]:
+    """Return columns of a mapped instance, ``None`` for those not loaded; no I/O."""
+    state = instance_state(instance)
+    mapper = state.mapper
+    # The identity is known even if the attributes are expired.
+    known = dict(zip(mapper.primary_key, state.identity or (), strict=False))
+    return tuple(
+        state.dict.get(mapper.get_property_by_column(column).key, known.get(column))
+        for column in columns
+    )
+
+
+def instance_for(
+    mapper: Mapper[Any],
+    identity: tuple[Any, ...],
+    session: Session | None,
+    others: Iterable[tuple[Column[Any], Any]] = (),
+) -> Any:
+    """
+    Return the session's instance of a row, a new one if there is none.
+
+    Args:
+        others: More columns whose values are known, to set in a new instance.
+    """
+    key = mapper.identity_key_from_primary_key(identity)
+    if session is not None:
+        present = session.identity_map.get(key)
+        if present is not None:
+            return present
+    instance = mapper.class_manager.new_instance()
+    state = instance_state(instance)
+    for column, value in (*zip(mapper.primary_key, identity, strict=True), *others):
+        state.dict[mapper.get_property_by_column(column).key] = value
+    make_transient_to_detached(instance)
+    if session is not None:
+        session.add(instance)
     return instance

@@ -1,10 +1,9 @@
 """
-Which attributes name a row of a mapped class, and which columns that means.
+Which attributes identify a row of a mapped class, and which columns these are.
 
-An *identifier* is a set of attributes: the primary key, a unique constraint, a
-unique index, or what the class declares in ``__identifiers__``. A column that
-is a relationship's foreign key may be named by the relationship instead, whose
-value is then a reference itself. Reads mappers only; no I/O.
+An *identifier* is a set of attributes: the primary key, a unique constraint, a unique
+index, or what the class declares in ``__identifiers__``. In place of a foreign key it
+may have the relationship, whose value is then a reference itself. No I/O.
 """
 
 from __future__ import annotations
@@ -17,9 +16,16 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
-from sqlalchemy import Column, ColumnElement, Table, UniqueConstraint, inspect
+from sqlalchemy import Column, ColumnElement, Table, UniqueConstraint, event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import Mapper, RelationshipProperty, SynonymProperty
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Mapper,
+    RelationshipProperty,
+    SynonymProperty,
+    class_mapper,
+)
+from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import LoadError
@@ -31,16 +37,16 @@ class Part:
 
     name: str
     columns: tuple[Column[Any], ...]
-    #: For a relationship: the mapper it leads to and the columns it refers to.
+    #: Of a relationship: the mapper of the other class, and the columns there.
     target: Mapper[Any] | None = None
     remote: tuple[Column[Any], ...] = ()
 
 
 class Shape:
     """
-    A way to name a row of an entity: its mapper and the attributes of one key.
+    The attributes of one key of a mapped class, without values.
 
-    There is one object for each entity and set of attributes, so shapes are
+    There is one object for each class and set of attributes, so that shapes can be
     compared by identity.
     """
 
@@ -64,7 +70,7 @@ class Shape:
 
     @cached_property
     def primary_key(self) -> tuple[Column[Any], ...]:
-        """The columns that give the row's identity."""
+        """The columns of the primary key."""
         return columns_of(self.mapper.primary_key)
 
     @cached_property
@@ -74,7 +80,7 @@ class Shape:
 
     @cached_property
     def adapters(self) -> tuple[TypeAdapter[Any] | None, ...]:
-        """What brings a value to the column's Python type; ``None``: a reference."""
+        """Validators for the values of the attributes; ``None`` for a reference."""
         return tuple(
             None if part.target is not None else column_adapter(part.columns[0])
             for part in self.parts
@@ -82,22 +88,22 @@ class Shape:
 
 
 def columns_of(elements: Iterable[ColumnElement[Any]]) -> tuple[Column[Any], ...]:
-    """Give as columns what a mapper knows as any expression."""
+    """Return as columns what a mapper declares as expressions."""
     return tuple(cast("Column[Any]", element) for element in elements)
 
 
 def column_type(column: Column[Any]) -> Any:
-    """Give the Python type of a column's values, ``Any`` where it does not say."""
+    """Return the Python type of a column's values; ``Any`` if that is unknown."""
     try:
         found = column.type.python_type
     except NotImplementedError:
         return Any
-    # SQLAlchemy 2.0 says so of JSON, which holds lists and numbers as well.
+    # That of JSON in SQLAlchemy 2.0, which can be a list or a number as well.
     return Any if found is dict else found
 
 
 def column_adapter(column: Column[Any]) -> TypeAdapter[Any]:
-    """Give the validator for a column's values."""
+    """Return a validator for a column's values."""
     try:
         return TypeAdapter(column_type(column))
     except PydanticSchemaGenerationError:
@@ -106,13 +112,17 @@ def column_adapter(column: Column[Any]) -> TypeAdapter[Any]:
 
 
 class Identifiers:
-    """The identifiers of one mapped class, in order: primary key, then declared."""
+    """
+    The identifiers of one mapped class.
+
+    Primary key first, then ``__identifiers__``, then unique constraints and indexes.
+    """
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self.mapper = mapper
         self._parts: dict[str, Part] = {}
         self._shapes: dict[frozenset[str], Shape] = {}
-        #: Attribute names, foreign keys spelled by their column attributes.
+        #: The attributes of each identifier, columns in place of relationships.
         self.names: tuple[tuple[str, ...], ...] = tuple(dict.fromkeys(self._read()))
 
     def _read(self) -> Iterator[tuple[str, ...]]:
@@ -125,11 +135,13 @@ class Identifiers:
                 continue
             for columns in unique_column_sets(table):
                 # A table may have columns that this class does not map.
-                if all(column in mapper._columntoproperty for column in columns):
-                    yield tuple(mapper.get_property_by_column(c).key for c in columns)
+                found = [property_of(mapper, column) for column in columns]
+                names = tuple(prop.key for prop in found if prop is not None)
+                if len(names) == len(columns):
+                    yield names
 
     def part(self, name: str) -> Part:
-        """Give the attribute *name* as part of a key, or raise :exc:`KeyError`."""
+        """Return the attribute *name* as part of a key, or raise :exc:`KeyError`."""
         part = self._parts.get(name)
         if part is None:
             prop = self.mapper.attrs[name]
@@ -150,7 +162,7 @@ class Identifiers:
         return part
 
     def shape(self, names: Sequence[str]) -> Shape:
-        """Give the shape of the attributes *names*; :exc:`KeyError` if one is not."""
+        """Return the shape of *names*; raise :exc:`KeyError` for an unknown one."""
         found = self._shapes.get(frozenset(names))
         if found is None:
             found = Shape(self.mapper, [self.part(name) for name in names])
@@ -160,9 +172,10 @@ class Identifiers:
     @cached_property
     def spellings(self) -> dict[frozenset[str], Shape]:
         """
-        Every set of attribute names that names a row.
+        The shape of each set of attributes that identifies a row.
 
-        Foreign keys are spelled either way, columns also by their synonyms.
+        Each identifier with its foreign keys as columns and as relationships, and
+        with the synonyms of its columns.
         """
         by_column: dict[ColumnElement[Any], list[str]] = {}
         for synonym in self.mapper.synonyms:
@@ -194,10 +207,10 @@ class Identifiers:
     @cached_property
     def fetched(self) -> tuple[Column[Any], ...]:
         """
-        The columns that say which row one is.
+        The columns that a look-up fetches of each row.
 
-        The primary key, the discriminator, and whatever else of the entity the
-        foreign keys of mapped relationships refer to.
+        The primary key, the discriminator, and what else foreign keys of mapped
+        relationships refer to.
         """
         found = dict.fromkeys(self.mapper.primary_key)
         if self.mapper.polymorphic_on is not None:
@@ -212,7 +225,7 @@ class Identifiers:
         return columns_of(found)
 
     def mapper_for(self, row: tuple[Any, ...]) -> Mapper[Any]:
-        """Give the mapper of the class that *row* (of :attr:`fetched`) is of."""
+        """Return the mapper of the class of *row*, values of :attr:`fetched`."""
         discriminator = self.mapper.polymorphic_on
         if discriminator is None:
             return self.mapper
@@ -221,7 +234,7 @@ class Identifiers:
 
     @cached_property
     def scalars(self) -> tuple[Shape, ...]:
-        """The shapes of one attribute that is a plain column."""
+        """The shapes that have one attribute only, a column."""
         return tuple(
             shape
             for shape in self.spellings.values()
@@ -229,7 +242,7 @@ class Identifiers:
         )
 
     def is_unique_in_database(self, columns: Sequence[Column[Any]]) -> bool:
-        """Whether the database itself keeps *columns* unique."""
+        """Whether a constraint or an index of the database keeps *columns* unique."""
         wanted = set(columns)
         return any(
             wanted == set(table.primary_key.columns)
@@ -241,9 +254,9 @@ class Identifiers:
 
 def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
     """
-    Give the columns of each unique constraint and unique index, the best key first.
+    Yield the columns of each unique constraint and unique index, the best key first.
 
-    What is never null names every row; after that, the smaller one is better.
+    Keys that are never null are better, then those of fewer columns.
     """
     found = [
         tuple(constraint.columns)
@@ -254,11 +267,11 @@ def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
         partial = any(
             option.get("where") is not None for option in index.dialect_options.values()
         )
-        # An index over an expression or over a part of the rows names no row.
+        # An index of an expression, or of some of the rows, identifies no row.
         plain = all(isinstance(part, Column) for part in index.expressions)
         if index.unique and not partial and plain:
             found.append(tuple(index.columns))
-    # Constraints are kept in a set: an order of our own makes it repeatable.
+    # Table.constraints is a set: sort by name, too, so that the order is stable.
     found.sort(
         key=lambda columns: (
             any(column.nullable for column in columns),
@@ -270,7 +283,7 @@ def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
 
 
 def with_bases(shape: Shape) -> Iterator[Shape]:
-    """Give *shape*, and the shapes of base classes that name a row the same way."""
+    """Yield *shape*, and those of base classes that have the same attributes."""
     yield shape
     for mapper in shape.mapper.iterate_to_root():
         if mapper is not shape.mapper and all(n in mapper.attrs for n in shape.names):
@@ -282,7 +295,7 @@ _known: WeakKeyDictionary[Mapper[Any], Identifiers] = WeakKeyDictionary()
 
 def mapper_of(entity: Any) -> Mapper[Any]:
     """
-    Give the mapper of a mapped class, configured.
+    Return the mapper of a mapped class, configured.
 
     Raises:
         LoadError: *entity* is not a mapped class.
@@ -294,19 +307,67 @@ def mapper_of(entity: Any) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         if getattr(entity, "__dict__", {}).get("__abstract__"):
             raise LoadError(
-                f"{entity.__name__} is abstract, so it has no rows; name one of the "
+                f"{entity.__name__} is abstract, so it has no rows; use one of the "
                 f"mapped classes that derive from it"
             )
         raise LoadError(
             f"{entity!r} is not a mapped class; map it with SQLAlchemy first"
         )
-    mapper._check_configure()
-    return mapper
+    # Configures the mappers if there are new ones.
+    return class_mapper(mapper.class_)
+
+
+def property_of(mapper: Mapper[Any], column: Any) -> ColumnProperty[Any] | None:
+    """Return the attribute that maps *column*; ``None`` if *mapper* maps it nowhere."""
+    try:
+        found: Any = mapper.get_property_by_column(column)
+    except UnmappedColumnError:
+        return None
+    return found  # type: ignore[no-any-return]
+
+
+def reverse_sides(
+    relationship: RelationshipProperty[Any],
+) -> tuple[RelationshipProperty[Any], ...]:
+    """
+    Return the relationships that SQLAlchemy keeps in step with one.
+
+    That of its ``back_populates``, and those whose ``back_populates`` it is.
+    """
+    found = _reverse_sides.get(relationship)
+    if found is None:
+        found = _reverse_sides[relationship] = tuple(
+            other
+            for mapper in relationship.mapper.base_mapper.self_and_descendants
+            for other in mapper.relationships
+            if other.parent is mapper and _is_reverse(relationship, other)
+        )
+    return found
+
+
+def _is_reverse(
+    one: RelationshipProperty[Any], other: RelationshipProperty[Any]
+) -> bool:
+    return any(
+        there.key == here.back_populates and here.mapper.attrs.get(there.key) is there
+        for here, there in ((one, other), (other, one))
+    )
+
+
+_reverse_sides: WeakKeyDictionary[
+    RelationshipProperty[Any], tuple[RelationshipProperty[Any], ...]
+] = WeakKeyDictionary()
+
+
+@event.listens_for(Mapper, "after_configured")
+def _forget_reverse_sides() -> None:
+    # New classes may have relationships back to old ones.
+    _reverse_sides.clear()
 
 
 def identifiers(entity: Any) -> Identifiers:
     """
-    Give what names a row of the mapped class *entity*.
+    Return the identifiers of a mapped class.
 
     Raises:
         LoadError: *entity* is not a mapped class.
@@ -314,6 +375,5 @@ def identifiers(entity: Any) -> Identifiers:
     mapper = entity if isinstance(entity, Mapper) else mapper_of(entity)
     found = _known.get(mapper)
     if found is None:
-        mapper._check_configure()
-        found = _known[mapper] = Identifiers(mapper)
+        found = _known[mapper] = Identifiers(class_mapper(mapper.class_))
     return found

@@ -8,16 +8,36 @@ from .resource import (
     entity_of,
     given_fields,
     instances_in,
-    is_exact,
+    is_spec_schema,
+)
+from .unconnected import (
+    Unconnected,
+    assign,
+    connect,
+    connect_all,
+    is_given,
+    is_waiting,
+    items_of,
+    lift,
+    unconnected_in,
 )
 
 __all__ = [
     "Resource",
     "Spec",
+    "Unconnected",
     "as_attribute",
+    "assign",
     "check_fields",
+    "connect",
+    "connect_all",
     "entity_of",
     "given_fields",
     "instances_in",
-    "is_exact",
+    "is_given",
+    "is_spec_schema",
+    "is_waiting",
+    "items_of",
+    "lift",
+    "unconnected_in",
 ]

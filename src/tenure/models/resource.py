@@ -1,9 +1,9 @@
 """
 Mapped classes as Pydantic types, and Pydantic models bound to mapped classes.
 
-A :class:`Resource` is its own schema, read off its mapper. A :class:`Spec` says which
-attributes of an entity an input has, with rules of its own; its fields are attributes
-of the entity, relationships are references.
+A :class:`Resource` is a mapped class whose schema is read from its mapper. A
+:class:`Spec` is a model of some attributes of a mapped class, with constraints of its
+own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,21 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic_core import CoreSchema, core_schema
 from sqlalchemy.orm import Mapper
 
+from .._private import STATE
 from ..errors import LoadError
 from ..mapping import make, mapper_of
-from ..references import Key, Proxy, attempted, exactly, reference_in, target_of
+from ..references import (
+    PLAIN,
+    Key,
+    Proxy,
+    items_in,
+    rebuilt,
+    reference_in,
+    register_all,
+    register_held,
+    target_of,
+)
+from .json_schema import describe
 from .values import value_validator
 
 T = TypeVar("T")
@@ -38,18 +50,18 @@ class Resource:
 
         Flight.resource_validate({"number": 1, "origin": "CDG"})
 
-    What is accepted is read off the mapper. A relationship takes a reference (an
+    The schema is read from the mapper. A relationship takes a reference (an
     instance, a scalar, or exactly the attributes of one identifier) or a nested
     value. What was not given stays unset. Instances are made without ``__init__``.
 
-    Validated inside of a bulk, values and references register with it. Written out,
-    a row is its columns; no I/O.
+    Values and references validated inside of a bulk register with it. A row is
+    serialized as its columns; no I/O.
     """
 
     @classmethod
     def resource_validate(cls, data: Any) -> Self:
         """
-        Give the instance that a mapping describes; an instance is given as it is.
+        Return the instance that a mapping describes; an instance as it is.
 
         Raises:
             ValidationError: Pydantic's; nothing was registered.
@@ -59,7 +71,7 @@ class Resource:
     @classmethod
     def resource_validate_json(cls, text: str | bytes) -> Self:
         """
-        As :meth:`resource_validate`, of JSON.
+        Return the instance that JSON describes.
 
         Raises:
             ValidationError: Pydantic's; nothing was registered.
@@ -69,34 +81,34 @@ class Resource:
     @classmethod
     def resource_validate_many(cls, data: Any) -> list[Self]:
         """
-        As :meth:`resource_validate`, of a list: all of it is good, or none.
+        Return the instances that a list of mappings describes.
 
         Raises:
-            ValidationError: Pydantic's; nothing was registered.
+            ValidationError: Pydantic's, if one is invalid; nothing was registered.
         """
         many = value_validator(cls).many
-        return cast(list[Self], attempted(data, many.validate_python))
+        return cast(list[Self], register_all(data, many.validate_python))
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Ask the validator of the class, which reads the mapper when first asked."""
+        """Return a schema that calls the validator of the class."""
         return value_validator(cls).core_schema
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the class, and those it leads to."""
-        return value_validator(cls).json_schema(handler)
+        """Return the JSON schema of the class, and of those it leads to."""
+        return cast("dict[str, Any]", describe(value_validator(cls), handler))
 
 
-def is_exact(schema: Any) -> bool:
-    """Whether a core schema is that of a ``Spec``, around the one of its fields."""
+def is_spec_schema(schema: Any) -> bool:
+    """Whether a core schema is the one that :class:`Spec` wraps around its fields."""
     return bool(
         schema.get("type") == "function-wrap"
-        and schema["function"]["function"] is exactly
+        and schema["function"]["function"] is register_held
     )
 
 
@@ -110,7 +122,7 @@ class Spec(BaseModel, Generic[T]):
             number: int
             origin: Ref[Airport]
 
-    Fields carry the names of attributes; what an input calls them is an alias.
+    Fields have the names of attributes; an alias is the name in the input.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -119,26 +131,26 @@ class Spec(BaseModel, Generic[T]):
     def __get_pydantic_core_schema__(
         cls, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Validate as any model; a refused one leaves nothing in the bulk."""
+        """Return the schema of any model; an invalid one registers nothing."""
         for field in cls.model_fields.values():
             if any(isinstance(item, Key) and item.composed for item in field.metadata):
-                # Or a default would be taken, and nothing be composed.
+                # Else Pydantic would use the default, and not compose the key.
                 field.validate_default = True
         schema = handler(source)
-        # As part of another model a complete one comes as it was made.
-        if is_exact(schema):
+        # Pydantic returns the finished schema if another model has this one.
+        if is_spec_schema(schema):
             return schema
-        # What refers to the model, the model itself for one, means all of it.
+        # References to the model, such as its own, must lead to the wrapper.
         inner: Any = {key: value for key, value in schema.items() if key != "ref"}
         return core_schema.no_info_wrap_validator_function(
-            exactly, inner, ref=schema.get("ref")
+            register_held, inner, ref=schema.get("ref")
         )
 
     def to_resource(self) -> T:
         """
-        Make a new instance of the mapped class from the fields that were set.
+        Return a new instance of the mapped class with the fields that were set.
 
-        References become the instances they stand for; no I/O.
+        With the instances that references stand for; no I/O.
 
         Raises:
             UnresolvedReferenceError: A reference is not resolved yet.
@@ -151,7 +163,7 @@ class Spec(BaseModel, Generic[T]):
 
 
 def given_fields(spec: Spec[Any]) -> dict[str, Any]:
-    """Give the attributes that *spec* sets: fields that were set or have a default."""
+    """Return the fields of *spec* that were set, or whose default is not ``None``."""
     held, given = spec.__dict__, spec.model_fields_set
     return {
         name: held[name]
@@ -162,61 +174,56 @@ def given_fields(spec: Spec[Any]) -> dict[str, Any]:
 
 def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> Any:
     """
-    Give what an attribute of a mapped instance gets for what a payload holds.
+    Return what to set an attribute of a mapped instance to, for a field of a spec.
 
     Args:
-        instance: Gives the instance to use for one that was given.
+        instance: Returns the instance to use in place of one that was given.
 
     Raises:
         UnresolvedReferenceError: A reference is not resolved yet.
     """
+    if type(value) in PLAIN:
+        return value
     if type(value) is Proxy:
         return target_of(value)
     if isinstance(value, Spec):
         return value.to_resource()
-    if isinstance(value, (list, set)):
-        # Most collections hold plain values and are passed on as they are.
-        items = [as_attribute(item, instance) for item in value]
-        same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if same else (items if isinstance(value, list) else set(items))
-    if isinstance(value, dict):
-        found = {key: as_attribute(item, instance) for key, item in value.items()}
-        return value if all(found[key] is value[key] for key in value) else found
-    if not hasattr(value, "_sa_instance_state"):
-        return value
-    found = reference_in(value)
-    return target_of(found) if type(found) is Proxy else instance(found)
+    if hasattr(value, STATE):
+        found = reference_in(value)
+        return target_of(found) if type(found) is Proxy else instance(found)
+    # Most collections hold plain values and are returned as they are.
+    return rebuilt(value, lambda item: as_attribute(item, instance))
 
 
 def instances_in(value: Any) -> Iterator[Any]:
-    """Give the references and mapped instances of an attribute."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from instances_in(item)
-    elif isinstance(value, dict):
-        yield from instances_in([*value.values()])
+    """Yield the references and mapped instances in a field of a spec."""
+    if type(value) in PLAIN:
+        return
+    if type(value) is Proxy:
+        yield value
     elif isinstance(value, Spec):
         for part in given_fields(value).values():
             yield from instances_in(part)
-    elif type(value) is Proxy:
-        yield value
-    elif hasattr(value, "_sa_instance_state"):
+    elif hasattr(value, STATE):
         yield reference_in(value)
+    else:
+        for item in items_in(value) or ():
+            yield from instances_in(item)
 
 
 def entity_of(model: type[Any]) -> type[Any]:
     """
-    Give the mapped class that *model* is bound to.
+    Return the mapped class of a ``Spec``.
 
     Raises:
-        LoadError: It is not a ``Spec`` of a mapped class.
+        LoadError: *model* is not a ``Spec`` of a mapped class.
     """
     for base in getattr(model, "__mro__", ()):
         metadata = base.__dict__.get("__pydantic_generic_metadata__")
         if metadata and metadata["origin"] is Spec:
             return mapper_of(metadata["args"][0]).class_
     raise LoadError(
-        f"{getattr(model, '__name__', model)!r} is not bound to a mapped class; "
+        f"{getattr(model, '__name__', model)!r} is no model of a mapped class; "
         f"derive it from tenure.Spec[YourClass]"
     )
 
@@ -226,7 +233,7 @@ def check_fields(model: type[BaseModel], mapper: Mapper[Any]) -> None:
     Check that every field of *model* is an attribute of the mapped class.
 
     Raises:
-        LoadError: One is not.
+        LoadError: A field is not.
     """
     for name in model.model_fields:
         if name not in mapper.attrs:

@@ -1,48 +1,35 @@
 """
 References as instances of the mapped class itself, for ``proxy_reference=False``.
 
-A placeholder is an instance that has the attributes of its key and a state of its
-own class. Whatever SQLAlchemy does with an instance asks its state for a key first
-(add, cascade, flush, lazy load), and this one has none to give until the reference is
-resolved. Then the placeholder is the row's instance, or shares everything with it.
+A placeholder is an instance with the attributes of its key and a state of its own
+class, which raises an error whenever SQLAlchemy needs the row: add, cascade, flush,
+lazy load. Once the reference is resolved, the placeholder is the row's instance, or
+shares its state with it.
 """
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from pydantic import BaseModel
 from sqlalchemy.orm import Session, SynonymProperty, make_transient_to_detached
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.state import InstanceState
 
+from .._private import RefusingState
 from ..errors import UnresolvedReferenceError
 from ..mapping import identifiers
-from .proxy import Proxy, is_resolved, key_of, settle_instance, shape_of, target_of
+from .proxy import Proxy, instance_found, is_resolved, key_of, shape_of, target_of
 
 
-class UnresolvedState(InstanceState[Any]):
-    """The state of a placeholder that is not resolved yet."""
+class UnresolvedState(RefusingState):
+    """The state of a placeholder whose row is not known yet."""
 
     __slots__ = ()
 
-    def _refuse(self, wanted: str) -> NoReturn:
+    def refuse(self, wanted: str) -> NoReturn:
+        """Raise: the reference is not resolved."""
         proxy: Proxy = self.__dict__["_tenure_proxy"]
         raise UnresolvedReferenceError(shape_of(proxy).entity, key_of(proxy), wanted)
-
-    @property
-    def key(self) -> Any:  # type: ignore[override]  # read only until it is resolved
-        """Asked for by all that would write the instance, or load from it."""
-        self._refuse("row")
-
-    def _load_expired(self, state: Any, passive: Any) -> Any:
-        self._refuse("attributes")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy could not be told when the row is known.
-        self._refuse("copy")
-
-    def _modified_event(self, dict_: Any, attr: Any, *args: Any, **kwargs: Any) -> None:
-        self._refuse(f"{attr.key!r}" if attr is not None else "row")
 
 
 class Placeholders:
@@ -52,21 +39,21 @@ class Placeholders:
         self._made: dict[int, tuple[Proxy, Any]] = {}
 
     def of(self, proxy: Any) -> Any:
-        """Give the placeholder of a reference, its row once that is known."""
+        """Return the placeholder of a reference, or its row's instance if known."""
         if type(proxy) is not Proxy:
             return proxy
         if is_resolved(proxy):
             return target_of(proxy)
         found = self._made.get(id(proxy))
         if found is None:
-            # Another thread may have come first.
+            # Another thread may have been first.
             found = self._made.setdefault(id(proxy), (proxy, self._make(proxy)))
         return found[1]
 
     def _make(self, proxy: Proxy) -> Any:
         mapper = shape_of(proxy).mapper
         instance = mapper.class_manager.new_instance()
-        state: Any = instance._sa_instance_state
+        state: Any = instance_state(instance)
         for name, value in key_of(proxy).items():
             prop = mapper.attrs[name]
             held = prop.name if isinstance(prop, SynonymProperty) else name
@@ -78,7 +65,7 @@ class Placeholders:
         return instance
 
     def bind(self, session: Session) -> None:
-        """Let those be the session's instances whose rows it does not know yet."""
+        """Make placeholders the instances of rows that *session* has none of."""
         for proxy, placeholder in self._made.values():
             row = proxy._tenure_row
             if row is None or proxy._tenure_target is not None:
@@ -91,10 +78,10 @@ class Placeholders:
             )
             if known is None and mapper is shape.mapper:
                 _become(placeholder, identity, session)
-                settle_instance(proxy, row, placeholder)
+                instance_found(proxy, row, placeholder)
 
-    def settle(self) -> None:
-        """Let all those whose references are resolved share everything with the row."""
+    def share_rows(self) -> None:
+        """Make placeholders share the state of the rows' instances that are known."""
         for number, (proxy, placeholder) in list(self._made.items()):
             if is_resolved(proxy):
                 target = target_of(proxy)
@@ -104,7 +91,7 @@ class Placeholders:
 
 
 def _become(placeholder: Any, identity: tuple[Any, ...], session: Session) -> None:
-    state: Any = placeholder._sa_instance_state
+    state: Any = instance_state(placeholder)
     mapper = state.mapper
     state.__class__ = InstanceState
     del state._tenure_proxy
@@ -118,47 +105,8 @@ def _become(placeholder: Any, identity: tuple[Any, ...], session: Session) -> No
 
 
 def _share(placeholder: Any, target: Any) -> None:
-    state: Any = target._sa_instance_state
-    # A state does not keep its instance; who holds the placeholder wants both.
+    state: Any = instance_state(target)
+    # A state holds its instance weakly; a user of the placeholder needs both.
     state._tenure_shared = target
     object.__setattr__(placeholder, "__class__", type(target))
     object.__setattr__(placeholder, "__dict__", target.__dict__)
-
-
-def reference_in(value: Any) -> Any:
-    """
-    Give what an instance in a payload means.
-
-    The reference it is a placeholder of, the row if that is resolved, else itself.
-    """
-    state: Any = value._sa_instance_state
-    if isinstance(state, UnresolvedState):
-        return state.__dict__["_tenure_proxy"]
-    row = state.obj()
-    return value if row is None else row
-
-
-def is_placeholder(value: Any) -> bool:
-    """Whether *value* stands for a row that is not known yet."""
-    if type(value) is Proxy:
-        return False
-    return isinstance(getattr(value, "_sa_instance_state", None), UnresolvedState)
-
-
-def replace_in(value: Any) -> Any:
-    """Give *value* with rows in the place of their placeholders; models in place."""
-    if type(value) is Proxy:
-        return value
-    if "_sa_instance_state" in getattr(value, "__dict__", ()):
-        found = reference_in(value)
-        return value if type(found) is Proxy else found
-    if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            if name in value.__dict__:
-                value.__dict__[name] = replace_in(value.__dict__[name])
-        return value
-    if isinstance(value, dict):
-        return {key: replace_in(item) for key, item in value.items()}
-    if isinstance(value, (list, set, frozenset)):
-        return type(value)([replace_in(item) for item in value])
-    return value

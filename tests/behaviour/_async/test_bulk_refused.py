@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, func, select
+from sqlalchemy import JSON, ForeignKey, String, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
@@ -24,6 +24,34 @@ class CountryIn(Spec[Country]):
 
 class OddBase(DeclarativeBase):
     pass
+
+
+class Versioned(OddBase):
+    __tablename__ = "refused_version"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column()
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {"version_id_col": version}
+
+
+class Joined(OddBase):
+    __tablename__ = "refused_joined"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {
+        "polymorphic_on": kind,
+        "polymorphic_identity": "joined",
+    }
+
+
+class Further(Joined):
+    __tablename__ = "refused_further"
+
+    id: Mapped[int] = mapped_column(ForeignKey(Joined.id), primary_key=True)
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": "further"}
 
 
 class Odd(OddBase):
@@ -111,6 +139,24 @@ async def test_nulls(session: AsyncSession) -> None:
         "Region() is null: country_id may not be null",
         "Country() is null: code may not be null",
     ] == list(map(str, report.failures))
+
+
+@pytest.mark.parametrize("entity", [Versioned, Further])
+async def test_nulls_that_are_filled(
+    db: Database, session: AsyncSession, entity: Any
+) -> None:
+    """A value is not at fault for what the flush or a joined table fills."""
+    await db.acreate_all(OddBase.metadata)
+    async with session.bulk() as bulk:
+        for value in (entity(name="good"), entity()):
+            bulk.add(value)
+        with pytest.raises(IntegrityError) as caught:
+            await bulk.commit()
+
+    failures = caught.value.report.failures
+    assert [(entity, "null", "name may not be null")] == [
+        (failure.entity, failure.reason, failure.message) for failure in failures
+    ]
 
 
 async def test_of_no_value(session: AsyncSession) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import pytest
-from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import inspect, text
+from pydantic import BaseModel, RootModel, TypeAdapter, create_model
+from sqlalchemy import inspect, select, text
 
 from tenure import AsyncSession, Key, Proxy, Ref, Spec, UnresolvedReferenceError
 from tests.fixtures.models import (
@@ -41,6 +45,73 @@ class RegionIn(Spec[Region]):
     country: Ref[Country]
     zone: int
     name: str | None = None
+
+
+class Pair(NamedTuple):
+    author: Ref[Author]
+    n: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    author: Ref[Author]
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    author: Ref[Author]
+
+
+class FrozenModel(BaseModel, frozen=True):
+    author: Ref[Author]
+
+
+class Extra(BaseModel, extra="allow"):
+    __pydantic_extra__: dict[str, Ref[Author]]
+
+
+class Root(RootModel[tuple[Ref[Author], ...]]):
+    pass
+
+
+#: Types of what may hold a reference, each with an input that holds one to "a".
+HOLDERS: dict[str, tuple[Any, Any]] = {
+    "list": (list[Ref[Author]], ["a"]),
+    "tuple": (tuple[Ref[Author], ...], ["a"]),
+    "fixed tuple": (tuple[int, Ref[Author]], [1, "a"]),
+    "set": (set[Ref[Author]], ["a"]),
+    "frozenset": (frozenset[Ref[Author]], ["a"]),
+    "deque": (deque[Ref[Author]], ["a"]),
+    "dict": (dict[str, Ref[Author]], {"k": "a"}),
+    "mapping": (Mapping[str, Ref[Author]], MappingProxyType({"k": "a"})),
+    "named tuple": (Pair, ["a", 1]),
+    "frozen dataclass": (Frozen, {"author": "a"}),
+    "dataclass with slots": (Slotted, {"author": "a"}),
+    "frozen model": (FrozenModel, {"author": "a"}),
+    "root model": (Root, ["a"]),
+    "extra of a model": (Extra, {"more": "a"}),
+    "set of frozen models": (set[FrozenModel], [{"author": "a"}]),
+    "frozenset of dataclasses": (frozenset[Frozen], [{"author": "a"}]),
+    "tuple of lists": (tuple[list[Ref[Author]], ...], [["a"]]),
+    "list of tuples": (list[tuple[Pair, Root]], [[["a", 1], ["a"]]]),
+    "dict of dataclasses": (dict[str, tuple[Frozen]], {"k": [{"author": "a"}]}),
+}
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what is in containers inside of each other."""
+    if isinstance(value, BaseModel):
+        for _, part in value:
+            yield from leaves(part)
+    elif isinstance(value, Frozen | Slotted):
+        yield value.author
+    elif isinstance(value, Mapping):
+        yield from leaves(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
 
 
 def references(reference: Any, *given: Any) -> list[Any]:
@@ -257,6 +328,42 @@ class TestResolved:
         assert row.region is not None
         assert ("s", "north", None) == (row.seat.name, row.region.name, row.nobody)
         assert [Seat, Region] == [type(row.seat), type(row.region)]
+
+    @pytest.mark.parametrize("holder", HOLDERS)
+    async def test_in_any_container(
+        self, session: AsyncSession, strategy: Any, holder: str
+    ) -> None:
+        """The session's instance is in the place of the placeholder, whatever it is."""
+        kind, given = HOLDERS[holder]
+        payload: Any = create_model("Payload", held=(kind, ...))
+        await keep(session, Author(code="a"))
+        author = await session.scalar(select(Author))
+        async with session.bulk(proxy_reference=False) as bulk:
+            found = bulk.validate(payload, {"held": given})
+            before = type(found.held)
+            assert author not in leaves(found)
+            await bulk.resolve(strategy=strategy)
+
+        authors = [leaf for leaf in leaves(found) if not isinstance(leaf, int)]
+        assert authors
+        assert all(leaf is author for leaf in authors)
+        assert before is type(found.held)
+        if isinstance(found.held, set | frozenset):
+            assert all(item in found.held for item in found.held)
+
+    @pytest.mark.parametrize("kind", [list, set, dict, deque])
+    async def test_collections_in_place(
+        self, session: AsyncSession, strategy: Any, kind: type[Any]
+    ) -> None:
+        """What can be changed is: whoever has the collection finds the instance."""
+        holder: Any = dict[str, Ref[Author]] if kind is dict else kind[Ref[Author]]
+        await keep(session, Author(code="a"))
+        author = await session.scalar(select(Author))
+        async with session.bulk(proxy_reference=False) as bulk:
+            found = bulk.validate(holder, {"k": "a"} if kind is dict else ["a"])
+            await bulk.resolve(strategy=strategy)
+
+        assert [author] == list(leaves(found))
 
     async def test_of_a_subclass(self, session: AsyncSession, strategy: Any) -> None:
         """A placeholder of a base class becomes an instance of the row's class."""

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, func, select
+from sqlalchemy import JSON, ForeignKey, String, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
@@ -25,6 +25,34 @@ class CountryIn(Spec[Country]):
 
 class OddBase(DeclarativeBase):
     pass
+
+
+class Versioned(OddBase):
+    __tablename__ = "refused_version"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column()
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {"version_id_col": version}
+
+
+class Joined(OddBase):
+    __tablename__ = "refused_joined"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {
+        "polymorphic_on": kind,
+        "polymorphic_identity": "joined",
+    }
+
+
+class Further(Joined):
+    __tablename__ = "refused_further"
+
+    id: Mapped[int] = mapped_column(ForeignKey(Joined.id), primary_key=True)
+    name: Mapped[str] = mapped_column(String(10))
+    __mapper_args__: Mapping[str, Any] = {"polymorphic_identity": "further"}
 
 
 class Odd(OddBase):
@@ -108,6 +136,22 @@ def test_nulls(session: Session) -> None:
         "Region() is null: country_id may not be null",
         "Country() is null: code may not be null",
     ] == list(map(str, report.failures))
+
+
+@pytest.mark.parametrize("entity", [Versioned, Further])
+def test_nulls_that_are_filled(db: Database, session: Session, entity: Any) -> None:
+    """A value is not at fault for what the flush or a joined table fills."""
+    db.create_all(OddBase.metadata)
+    with session.bulk() as bulk:
+        for value in (entity(name="good"), entity()):
+            bulk.add(value)
+        with pytest.raises(IntegrityError) as caught:
+            bulk.commit()
+
+    failures = caught.value.report.failures
+    assert [(entity, "null", "name may not be null")] == [
+        (failure.entity, failure.reason, failure.message) for failure in failures
+    ]
 
 
 def test_of_no_value(session: Session) -> None:

@@ -22,7 +22,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic_core import SchemaValidator, ValidationError
 
-from ...models import is_exact
+from ...models import is_spec_schema
 from ...references import ReferenceValidator
 from .report import Problem, details, place_of, problems_of
 
@@ -298,7 +298,7 @@ def fields_of(model: type[BaseModel]) -> Fields | None:
     a field or the model, an ``__init__`` or ``model_post_init``.
     """
     schema: Any = model.__pydantic_core_schema__
-    if is_exact(schema):
+    if is_spec_schema(schema):
         # Each different reference is validated by itself, so what is refused
         # registers nothing.
         schema = schema["schema"]

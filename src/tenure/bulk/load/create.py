@@ -11,8 +11,8 @@ from sqlalchemy import Column, Table, select
 from sqlalchemy.orm import Mapper
 
 from ...errors import said
-from ...mapping import Shape, identifiers
-from ...references import Proxy, is_resolved, settle, shape_of, unsettle
+from ...mapping import Shape, identifiers, is_filled, property_of
+from ...references import Proxy, is_resolved, row_lost, rows_found, shape_of
 from ..lookup import by_shape, part_values
 from ..write import Row, Target, take_write_locks
 from .layout import Rows
@@ -194,7 +194,7 @@ class Creator:
 
         row, _ = self.attempts.tried(look)
         if row is not None:
-            settle([reference], [tuple(row)], session)
+            rows_found([reference], [tuple(row)], session)
 
     def orphans(self, wanted: Iterable[Proxy], batches: Iterable[Rows]) -> bool:
         """Whether something was made that no row names which is not rejected."""
@@ -210,7 +210,7 @@ class Creator:
     def forget(self, wanted: Iterable[Proxy]) -> None:
         """Let *wanted* stand for nothing again: what was made is undone."""
         for reference in wanted:
-            unsettle(reference)
+            row_lost(reference)
 
 
 def nested_in_key(reference: Proxy) -> Iterable[Proxy]:
@@ -251,33 +251,20 @@ def _lacking(shape: Shape) -> str:
         for table in mapper.tables
         if isinstance(table, Table)
         for column in table.columns
-        if not any(_is_filled(c, shape) for c in _same(mapper, column))
+        if not is_filled(mapper, column)
+        and set(shape.columns).isdisjoint(_same(mapper, column))
     )
     if lacks:
         return f"no {name} can be made of its key alone: it lacks {', '.join(lacks)}"
     return ""
 
 
-def _is_filled(column: Column[Any], shape: Shape) -> bool:
-    """Whether a row made of a key has a value for *column*, or needs none."""
-    mapper = shape.mapper
-    return (
-        column.nullable
-        or column in shape.columns
-        or column.default is not None
-        or column.server_default is not None
-        or column.table.autoincrement_column is column
-        or column is mapper.polymorphic_on
-        or column is mapper.version_id_col
-    )
-
-
 def _same(mapper: Mapper[Any], column: Column[Any]) -> Iterable[Column[Any]]:
     """Give the columns that are one attribute: keys of joined tables are."""
-    prop: Any = mapper._columntoproperty.get(column)
+    prop: Any = property_of(mapper, column)
     return (column,) if prop is None else prop.columns
 
 
 def _attribute_of(mapper: Mapper[Any], column: Column[Any]) -> str:
-    prop: Any = mapper._columntoproperty.get(column)
+    prop = property_of(mapper, column)
     return column.name if prop is None else prop.key

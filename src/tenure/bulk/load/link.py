@@ -10,15 +10,8 @@ from typing import Any, Literal
 from sqlalchemy.orm import Mapper
 
 from ...context import SESSION_BULK_CONTEXT
-from ...mapping import identifiers
-from ...references import (
-    Proxy,
-    Registry,
-    columns_held,
-    is_resolved,
-    serialize_reference,
-    shape_of,
-)
+from ...mapping import columns_held, identifiers
+from ...references import Proxy, Registry, is_resolved, serialize_reference, shape_of
 from ..lookup import resolve
 from ..write import Row
 from .layout import ReferenceField, Rows

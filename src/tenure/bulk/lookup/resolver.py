@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 
-from ...mapping import Part, Shape, identifiers
-from ...references import Proxy, columns_held, key_of, settle, settle_instance, shape_of
+from ...mapping import Part, Shape, columns_held, identifiers
+from ...references import Proxy, instance_found, key_of, rows_found, shape_of
 from ..report import Failure
 from .ask import BATCH, LookUps, Strategy, batches, by_shape
 from .batch import Answers, Batch, KeyValues, Several, Unfound
@@ -201,9 +201,9 @@ class _Rounds:
             if self.strategy == "hydrate":
                 for proxy, row in zip(members, rows, strict=True):
                     if row is not None:
-                        settle_instance(proxy, row[:-1], row[-1])
+                        instance_found(proxy, row[:-1], row[-1])
             else:
-                settle(members, rows, self.session)
+                rows_found(members, rows, self.session)
 
 
 def _apart(
