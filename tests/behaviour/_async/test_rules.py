@@ -219,7 +219,7 @@ class TestUsing:
             db.using("nope")
         with using("nope"), pytest.raises(UnknownAliasError, match="'nope'"):
             await db.async_session().scalars(STATEMENT)
-        with pytest.raises(UnknownAliasError, match=r"'nope'.*by the call's options"):
+        with pytest.raises(UnknownAliasError, match=r"'nope'.*from the call's options"):
             await db.async_session().execute(
                 STATEMENT, execution_options={"engine": "nope"}
             )

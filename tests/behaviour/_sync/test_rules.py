@@ -216,7 +216,7 @@ class TestUsing:
             db.using("nope")
         with using("nope"), pytest.raises(UnknownAliasError, match="'nope'"):
             db.session().scalars(STATEMENT)
-        with pytest.raises(UnknownAliasError, match=r"'nope'.*by the call's options"):
+        with pytest.raises(UnknownAliasError, match=r"'nope'.*from the call's options"):
             db.session().execute(STATEMENT, execution_options={"engine": "nope"})
 
     def test_not_an_alias(self) -> None:
