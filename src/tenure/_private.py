@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from sqlalchemy import Column, Connection
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction
+from sqlalchemy.orm.session import SessionTransactionState, _sessions
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.types import TypeEngine
 
@@ -25,12 +26,40 @@ STATE = "_sa_instance_state"
 #: Give what a flush of a session would write, as the session itself keeps it: the new
 #: and the deleted objects by state, and the set of changed states. ``session.new`` and
 #: the like copy it.
+_NEW = "_new"
 pending: Callable[[Session], tuple[dict[Any, Any], dict[Any, Any], set[Any]]] = (
-    attrgetter("_new", "_deleted", "identity_map._modified")
+    attrgetter(_NEW, "_deleted", "identity_map._modified")
 )
 
-#: Whether a session is inside of a flush; no event says so to ``get_bind()``.
-is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
+#: Give the states that became persistent in a transaction: new again if it rolls back.
+made_in: Callable[[Any], Any] = attrgetter(_NEW)
+
+#: Whether a session is inside of a flush; no event says so to ``get_bind()``. Set by
+#: who begins a savepoint that is not to flush what is pending before it.
+FLUSHING = "_flushing"
+is_flushing: Callable[[Session], bool] = attrgetter(FLUSHING)
+
+#: Begin a part of a session's transaction that ends it as a failed flush does.
+autobegin: Callable[[Any], Any] = Session._autobegin_t
+begin_part: Callable[[Any], Any] = SessionTransaction._begin
+
+#: What a flush does to objects that have got their rows: checked, kept by the session,
+#: without changes. There is no other way to make many of them persistent at once.
+save_impl: Callable[..., None] = Session._save_impl
+register_persistent: Callable[..., None] = Session._register_persistent
+before_attach: Callable[..., bool] = Session._before_attach
+commit_all_states: Callable[..., None] = InstanceState._commit_all_states
+
+#: Whether an object has left the collection that would delete it: a flush leaves it out.
+is_orphan: Callable[..., bool] = Mapper._is_orphan
+was_orphaned: Callable[[Any], bool] = attrgetter("_orphaned_outside_of_session")
+
+#: The attribute of a state with what waits for a collection that is not loaded.
+PENDING_MUTATIONS = "_pending_mutations"
+
+#: All sessions in memory, as ``close_all_sessions()`` has them: nothing is to be written
+#: down when a session is made.
+all_sessions: Mapping[Any, Any] = _sessions
 
 #: Give the binds of a session by table and mapper; public since SQLAlchemy 2.1.
 binds: Callable[[Session], Any] = attrgetter(
@@ -55,11 +84,19 @@ statement_of_lambda: Callable[[Any], Any] = attrgetter("_resolved")
 
 #: Give the defaults that attributes have apart from their columns, by table; SQLAlchemy
 #: 2.0 has none.
+_DEFAULTS = "_insert_orm_defaults"
 insert_defaults: Callable[[Any], dict[Any, Any]] = (
-    attrgetter("_insert_orm_defaults")
-    if hasattr(Mapper, "_insert_orm_defaults")
-    else lambda mapper: {}
+    attrgetter(_DEFAULTS) if hasattr(Mapper, _DEFAULTS) else lambda mapper: {}
 )
+
+
+def is_committed(transaction: SessionTransaction) -> bool:
+    """
+    Whether *transaction* was committed, whatever was raised afterwards.
+
+    An event says so as well, but not after a listener that comes before has failed.
+    """
+    return transaction._state is SessionTransactionState.COMMITTED
 
 
 class RefusingState(InstanceState[Any]):

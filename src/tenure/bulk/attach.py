@@ -1,4 +1,4 @@
-"""Values become the instances of rows, or go out of their session again."""
+"""Attach a value to the session's instance of its row, or detach it."""
 
 from __future__ import annotations
 
@@ -10,46 +10,51 @@ from sqlalchemy.orm import (
     Mapper,
     RelationshipProperty,
     Session,
-    SessionTransaction,
     make_transient,
     make_transient_to_detached,
 )
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.attributes import instance_state, set_committed_value
 from sqlalchemy.orm.base import PASSIVE_NO_FETCH
 from sqlalchemy.orm.interfaces import MANYTOONE
 
-from ..mapping import check_writable, columns_held, columns_of, instance_for
+from .._private import PENDING_MUTATIONS
+from ..mapping import (
+    check_writable,
+    columns_held,
+    columns_of,
+    instance_for,
+    reverse_sides,
+)
 from ..models import Spec, assign, connect, is_given, items_of, lift
 from ..references import relationship_names
 from .dialects import bind_processors
-from .value import UNSET, Value, set_attributes
+from .value import UNSET, Value, innermost, set_attributes
 
 
-def place(
+def attach(
     session: Session,
     value: Value,
     attributes: Mapping[str, Any],
-    row: dict[str, Any] | None,
+    row: dict[str, Any],
     *,
     key: Collection[str] = (),
     fills: bool = False,
 ) -> None:
     """
-    Make the instance of a value; with a *row*, it is the session's one for it.
+    Attach a value to the session's instance of its row.
 
     Args:
-        attributes: What was given, references as the instances they stand for.
+        attributes: What was given, with instances in place of references.
         row: The columns of the row by attribute.
-        key: The attributes the row was found by: to the database they are equal.
-        fills: Whether the attributes that were not given are those of the row.
+        key: The attributes the row was found by: equal to the database.
+        fills: Whether attributes that were not given become those of the row.
     """
-    if not value.is_row:
-        value.placed_in = innermost(session)
-    if value.is_row or row is None:
+    if value.is_row:
         value.fill(attributes)
-        if row is not None and fills:
+        if fills:
             _fill(value, row)
         return
+    value.placed_in = innermost(session)
     check_writable(value.entity, attributes)
     if not isinstance(value.given, Spec):
         names = relationship_names(inspect(value.entity))
@@ -74,11 +79,6 @@ def place(
     if fills:
         _fill(value, row)
     value.is_row = True
-
-
-def innermost(session: Session) -> SessionTransaction | None:
-    """Give the transaction or savepoint that a session is in."""
-    return session.get_nested_transaction() or session.get_transaction()
 
 
 def _fill(value: Value, row: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ def discard(session: Session, instance: Any) -> None:
         session.expunge(instance)
     for relationship in inspect(type(instance)).relationships:
         # Or the collection on the other side would bring it back.
-        if relationship._reverse_property:
+        if reverse_sides(relationship):
             _leave(instance, relationship)
 
 
@@ -140,7 +140,7 @@ def let_go(session: Session, values: Iterable[Value]) -> None:
     been given what it refers to, maybe since.
     """
     made = [value.instance for value in values if value.instance is not None]
-    new = [each for each in made if each._sa_instance_state.key is None]
+    new = [each for each in made if instance_state(each).key is None]
     with session.no_autoflush:
         # An event of one must not meet what another one hides from SQLAlchemy.
         for instance in new:
@@ -148,12 +148,12 @@ def let_go(session: Session, values: Iterable[Value]) -> None:
         for instance in new:
             for relationship in inspect(type(instance)).relationships:
                 # What is a row may well refer to it, as it did before.
-                if any(other.uselist for other in relationship._reverse_property):
+                if any(other.uselist for other in reverse_sides(relationship)):
                     _leave(instance, relationship, _is_row)
 
 
 def _is_row(instance: Any) -> bool:
-    return instance._sa_instance_state.key is not None
+    return instance_state(instance).key is not None
 
 
 def _keep_others(
@@ -165,8 +165,8 @@ def _keep_others(
     It may have forgotten that *instance* was, and a row that this becomes is not to
     leave it.
     """
-    waiting = other._sa_instance_state.__dict__.get("_pending_mutations", {})
-    for reverse in relationship._reverse_property:
+    waiting = instance_state(other).__dict__.get(PENDING_MUTATIONS, {})
+    for reverse in reverse_sides(relationship):
         if reverse.key in waiting:
             waiting[reverse.key].deleted_items.discard(instance)
 
@@ -231,7 +231,7 @@ def _append(instance: Any, prop: RelationshipProperty[Any], items: Any) -> None:
     impl = state.manager[prop.key].impl
     for item in items_of(items):
         # What is said on the other side is done there.
-        if not any(is_given(item, other.key) for other in prop._reverse_property):
+        if not any(is_given(item, other.key) for other in reverse_sides(prop)):
             impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
 
 

@@ -11,24 +11,61 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, inspect
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
+from ..errors import ResolutionError
 from ..mapping import is_filled
-from ..references import key_of
-from .naming import keys_of, name_of, token_of_key
-from .report import Failure
+from ..references import Proxy, is_resolved, key_of, target_of
+from .report import BulkReport, Failure, Status, describe
 from .save import Keyed, rows_of
-from .value import Value
+from .value import Value, keys_of, name_of, token_of_key
+
+#: Failures that are written under an error.
+_SHOWN = 5
 
 
-def new_ones(values: Iterable[Value]) -> list[Keyed]:
-    """Give the values that are no rows, each with its keys."""
+def tell(error: Any, count: int, failures: Iterable[Failure]) -> None:
+    """Give an error the report of *count* values, none of which were written."""
+    failed: list[Status] = ["failed"] * count
+    error.report = BulkReport(failed, tuple(failures))
+    if isinstance(error, ResolutionError):
+        return  # its message has them
+    for failure in error.report.failures[:_SHOWN]:
+        error.add_note(f"bulk: {failure}")
+
+
+def suspects(
+    error: BaseException, on_conflict: str, values: Iterable[Value]
+) -> list[Keyed]:
+    """Return the new values that an error may be about, each with its keys."""
+    if not isinstance(error, IntegrityError) or on_conflict != "raise":
+        return []
     return [
         (value, list(keys_of(value.instance)))
         for value in values
         if value.instance is not None and inspect(value.instance).key is None
     ]
+
+
+def circular(
+    instances: Sequence[Any], references: Iterable[tuple[Any, Proxy]]
+) -> list[Failure]:
+    """
+    Describe new values each of which needs the key of the next one.
+
+    Args:
+        references: The references of the bulk, each with its location.
+    """
+    circle = [name_of(each) for each in instances]
+    path = " → ".join(describe(*each) for each in [*circle, circle[0]])
+    located = [(loc, p) for loc, p in references if is_resolved(p)]
+    failures = []
+    for instance, (entity, key) in zip(instances, circle, strict=True):
+        where = tuple(loc for loc, p in located if target_of(p) is instance)
+        failures.append(Failure(entity, key, "circular", where, message=path))
+    return failures
 
 
 def told_by_mappings(keyed: Sequence[Keyed]) -> list[Failure]:

@@ -10,8 +10,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import inspect
 from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.state import InstanceState
 
+from .._private import STATE
 from ..context import SESSION_BULK_CONTEXT
 from ..errors import SessionError
 from ..mapping import identifiers
@@ -32,11 +34,11 @@ from ..references import (
     shape_of,
     target_of,
 )
-from .naming import reference_to
-from .value import Value
+from .value import Value, reference_to
 
 T = TypeVar("T")
 Scope = Literal["all", "references", "values"]
+SCOPES = ("all", "references", "values")
 
 
 @dataclass(slots=True, eq=False)
@@ -52,19 +54,16 @@ class BulkEntry:
 class Holding:
     """What a bulk holds; see :class:`SessionBulk`."""
 
-    def __init__(self, *, proxy_reference: bool = True) -> None:
-        self.proxy_reference = proxy_reference
-        # Placeholders are made only where they are in use.
-        placeholders = None if proxy_reference else Placeholders()
-        self._placeholders = placeholders
-        self._registry = Registry(None if placeholders is None else placeholders.of)
-        self._values: list[Value] = []
-        #: What was given as a whole, by id: where failures are located.
-        self._payloads: dict[int, Any] = {}
-        self._given: set[int] = set()
-        #: The mapped classes there were instances of, and whether they have
-        #: relationships.
-        self._mapped: dict[type[Any], bool] = {}
+    proxy_reference: bool
+    #: Made only where references are placeholders.
+    _placeholders: Placeholders | None
+    _registry: Registry
+    _values: list[Value]
+    #: What was given as a whole, by id: where failures are located.
+    _payloads: dict[int, Any]
+    _given: set[int]
+    #: The mapped classes there were instances of, and whether they have relationships.
+    _mapped: dict[type[Any], bool]
 
     def __repr__(self) -> str:
         return (
@@ -109,7 +108,7 @@ class Holding:
             self._add_instance(instance, kind)
 
     def _add_instance(self, instance: Any, kind: type[Any]) -> None:
-        state = instance._sa_instance_state
+        state = instance_state(instance)
         if type(state) is not InstanceState and (
             type(found := reference_in(instance)) is Proxy
         ):
@@ -158,7 +157,7 @@ class Holding:
         for each in _each(payload):
             if isinstance(each, Spec):
                 self._add_value(each, entity_of(type(each)))
-            elif type(each) is not Proxy and hasattr(each, "_sa_instance_state"):
+            elif type(each) is not Proxy and hasattr(each, STATE):
                 self._add_value(each, type(each))
         return payload
 
@@ -173,7 +172,7 @@ class Holding:
         for _, found in contents(payload):
             if type(found) is Proxy:
                 self._registry.adopt(found)
-            elif hasattr(found, "_sa_instance_state") and is_made(found):
+            elif hasattr(found, STATE) and is_made(found):
                 self._add_value(found, type(found))
 
     def _add_value(self, given: Any, entity: type[Any]) -> None:
@@ -208,7 +207,7 @@ class Holding:
         In the order they were added. A resolved reference is given as the
         session's instance, an unresolved one as its proxy.
         """
-        check(scope, "scope", ("all", "references", "values"))
+        check(scope, "scope", SCOPES)
         found = []
         for entry in self.entries():
             if not issubclass(entry.entity, entity):

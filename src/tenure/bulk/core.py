@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import event, inspect
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ..context import SESSION_BULK_CONTEXT, restore
+from .._private import pending
+from ..context import SESSION_BULK_CONTEXT
 from ..errors import ResolutionError, SessionError
 from ..models import Spec, connect_all, is_waiting
-from ..references import Proxy, is_resolved, replace_in, row_lost, target_of
+from ..references import (
+    Placeholders,
+    Proxy,
+    Registry,
+    is_resolved,
+    replace_in,
+    row_lost,
+)
 from . import blame, others, save
 from .attach import let_go
-from .collected import Holding, Scope, check
+from .collected import SCOPES, Holding, Scope, check
 from .dialects import ensure_transaction
 from .lookup import (
     BATCH,
@@ -28,23 +38,30 @@ from .lookup import (
     failure,
     resolve,
 )
-from .match import Local, settle
-from .naming import name_of
-from .new_rows import Circular
-from .pause_gc import paused
-from .report import BulkReport, Failure, Resolution, Status, describe
-from .save import OnDuplicate
+from .match import Local, match_values
+from .report import BulkReport, Failure, Resolution
+from .save import Circular, OnDuplicate
+from .value import Value
 from .write import OnConflict
 
 R = TypeVar("R")
+
+STRATEGIES = ("bind", "hydrate")
 
 
 class Bulk(Holding):
     """What a bulk holds, and what it does; see :class:`SessionBulk`."""
 
     def __init__(self, session: Any, *, proxy_reference: bool = True) -> None:
-        super().__init__(proxy_reference=proxy_reference)
         self.session = session
+        self.proxy_reference = proxy_reference
+        placeholders = None if proxy_reference else Placeholders()
+        self._placeholders = placeholders
+        self._registry = Registry(None if placeholders is None else placeholders.of)
+        self._values = []
+        self._payloads = {}
+        self._given = set()
+        self._mapped = {}
         self._hydrated: set[int] = set()
         #: References that stand for values.
         self._named: list[Proxy] = []
@@ -67,7 +84,8 @@ class Bulk(Holding):
         # Blocks of generators are left in any order.
         while isinstance(before, Bulk) and not before.is_entered:
             before = before._before
-        restore(SESSION_BULK_CONTEXT, self, before)
+        if SESSION_BULK_CONTEXT.get() is self:
+            SESSION_BULK_CONTEXT.set(before)
 
     @property
     def is_entered(self) -> bool:
@@ -92,76 +110,122 @@ class Bulk(Holding):
         strategy: Strategy,
         batch_size: int | None,
     ) -> Resolution:
-        check(scope, "scope", ("all", "references", "values"))
-        check(strategy, "strategy", ("bind", "hydrate"))
+        if scope not in SCOPES:
+            check(scope, "scope", SCOPES)
+        if strategy not in STRATEGIES:
+            check(strategy, "strategy", STRATEGIES)
         _check_size(batch_size)
         self._forget_undone(session)
-        references: list[Proxy] = []
-        if scope != "values":
-            references = [
-                proxy
-                for proxy in self._registry
-                if not is_resolved(proxy)
-                or (strategy == "hydrate" and id(proxy) not in self._hydrated)
-            ]
+        references = [] if scope == "values" else self._to_resolve(strategy)
+        size = batch_size or BATCH
+        if not self._values:
+            found = self._look_up(session, references, strategy, frozenset(), size)
+            failures = self._failures(found.unfound)
+            if failures and raise_errors:
+                raise ResolutionError(failures)
+            self._record(session, found)
+            self._note_resolved(session, references, strategy)
+            unresolved = len(found.unfound)
+            return Resolution(found.answered, unresolved, failures=tuple(failures))
         local = Local(list(self._values), self._registry)
-        outcome, missing = self._ask(
-            session, references, local, scope, strategy, batch_size or BATCH
-        )
-        failures = self._failures([*outcome.unfound, *missing])
-        failures += local.choose(outcome.rows)
+        found, missing = self._ask(session, references, local, scope, strategy, size)
+        failures = self._failures([*found.unfound, *missing])
+        failures += local.choose(found.rows)
         if failures and raise_errors:
             raise ResolutionError(failures)
         rows = {
-            value: attributes_of(inspect(value.entity), outcome.rows[id(key)])
+            value: attributes_of(inspect(value.entity), found.rows[id(key)])
             for value, key in local.keys.items()
-            if scope != "references" and id(key) in outcome.rows
+            if scope != "references" and id(key) in found.rows
         }
         if any(not value.is_row for value in rows):
             # What is set in an instance of the session's is for this bulk to undo.
             self._mark_beginning(session)
-        with paused():
-            outcome.record()
-        if self._placeholders:
-            self._placeholders.bind(session)
-        # Values may hold those that were made outside.
-        self._registry.update_adopted()
+        self._record(session, found)
         followers = self._registry.followers()
-        # Where values are not asked for, those are made that a reference names.
-        named = [local.named(proxy) for proxy in references if local.values]
-        values = (
-            [value for value in dict.fromkeys(named) if value is not None]
-            if scope == "references"
-            else list(local.values)
+        matched = self._match(
+            session, local, scope, strategy, rows, references, followers
         )
-        settled = (
-            settle(
-                session,
-                values,
-                local,
-                [*references, *followers],
-                rows,
-                fills=strategy == "hydrate",
-            )
-            if values
-            else []
-        )
-        self._named.extend(settled)
-        self._registry.update_adopted()
-        if self._placeholders:
-            self._placeholders.share_rows()
-            for payload in self._payloads.values():
-                replace_in(payload)
-        self._connect(session, lambda instance: not is_waiting(instance))
-        if strategy == "hydrate":
-            self._hydrated.update(id(p) for p in references if is_resolved(p))
+        self._note_resolved(session, references, strategy)
         return Resolution(
-            resolved=outcome.answered
-            + len({id(p) for p in settled}.difference(map(id, followers))),
-            unresolved=len(outcome.unfound),
+            resolved=found.answered
+            + len({id(p) for p in matched}.difference(map(id, followers))),
+            unresolved=len(found.unfound),
             values=sum(value.is_row for value in rows),
             failures=tuple(failures),
         )
+
+    def _to_resolve(self, strategy: Strategy) -> list[Proxy]:
+        """Return the references that are not resolved, or not loaded yet."""
+        return [
+            proxy
+            for proxy in self._registry
+            if not is_resolved(proxy)
+            or (strategy == "hydrate" and id(proxy) not in self._hydrated)
+        ]
+
+    def _record(self, session: Session, found: Found) -> None:
+        """Let references stand for the rows that were found."""
+        with paused():
+            found.record()
+        if self._placeholders is not None:
+            self._placeholders.bind(session)
+        # Values may hold those that were made outside.
+        self._registry.update_adopted()
+
+    def _match(
+        self,
+        session: Session,
+        local: Local,
+        scope: Scope,
+        strategy: Strategy,
+        rows: Mapping[Value, dict[str, Any]],
+        references: Collection[Proxy],
+        followers: Collection[Proxy],
+    ) -> list[Proxy]:
+        """Bind values to their rows; return the references that are values now."""
+        values = list(local.values)
+        if scope == "references":
+            # Where values are not asked for, those are made that a reference names.
+            named = [local.named(proxy) for proxy in references]
+            values = [value for value in dict.fromkeys(named) if value is not None]
+        fills = strategy == "hydrate"
+        every = [*references, *followers]
+        matched = match_values(session, values, local, every, rows, fills=fills)
+        self._named.extend(matched)
+        self._registry.update_adopted()
+        return matched
+
+    def _note_resolved(
+        self, session: Session, references: Iterable[Proxy], strategy: Strategy
+    ) -> None:
+        """Replace placeholders, and connect what waited for references."""
+        if self._placeholders is not None:
+            self._placeholders.share_rows()
+            for payload in self._payloads.values():
+                replace_in(payload)
+        if self._values:
+            self._connect(session, lambda instance: not is_waiting(instance))
+        if strategy == "hydrate":
+            self._hydrated.update(id(p) for p in references if is_resolved(p))
+
+    def _look_up(
+        self,
+        session: Session,
+        wanted: Iterable[Proxy],
+        strategy: Strategy,
+        of_values: Collection[int],
+        size: int,
+    ) -> Found:
+        with paused():
+            return resolve(
+                session,
+                wanted,
+                strategy=strategy,
+                of_values=of_values,
+                size=size,
+                tells_refused=True,
+            )
 
     def _connect(self, session: Session, wanted: Callable[[Any], bool]) -> None:
         """Tell SQLAlchemy of the references that values hold."""
@@ -197,37 +261,15 @@ class Bulk(Holding):
         if local.values:
             of_values |= {id(p) for p in references if local.named(p) is not None}
             wanted = {id(proxy): proxy for proxy in [*references, *asked]}.values()
-        with paused():
-            outcome = resolve(
-                session,
-                wanted,
-                strategy=strategy,
-                of_values=of_values,
-                size=size,
-                tells_refused=True,
-            )
+        found = self._look_up(session, wanted, strategy, of_values, size)
         of_values = {id(key) for key in asked}
-        return outcome, [
+        return found, [
             Unfound(key, "missing")
             for value, key in local.keys.items()
             if scope == "values"
             and id(key) in of_values
-            and not any(id(each) in outcome.rows for each in local.keys_of(value))
+            and not any(id(each) in found.rows for each in local.keys_of(value))
         ]
-
-    def _circular(self, instances: list[Any]) -> list[Failure]:
-        """Describe new values that need each other's keys."""
-        circle = [name_of(each) for each in instances]
-        path = " → ".join(describe(*each) for each in [*circle, circle[0]])
-        failures = []
-        for instance, (entity, key) in zip(instances, circle, strict=True):
-            where = tuple(
-                loc
-                for loc, proxy in self._references()
-                if is_resolved(proxy) and target_of(proxy) is instance
-            )
-            failures.append(Failure(entity, key, "circular", where, message=path))
-        return failures
 
     def _failures(self, unfound: Iterable[Unfound]) -> list[Failure]:
         places: dict[int, list[tuple[int | str, ...]]] = {}
@@ -250,7 +292,7 @@ class Bulk(Holding):
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
         self._mark_beginning(session)
-        if session._deleted or session.identity_map._modified:
+        if any(pending(session)[1:]):
             self._flush_others(session)
         try:
             with paused():
@@ -263,34 +305,20 @@ class Bulk(Holding):
                     size=batch_size or save.BATCH,
                 )
         except Circular as error:
-            refused = ResolutionError(self._circular(error.instances))
-            self._tell(refused, refused.failures)
+            refused = ResolutionError(
+                blame.circular(error.instances, self._references())
+            )
+            blame.tell(refused, len(self._values), refused.failures)
             raise refused from error.__cause__
         except ResolutionError as error:
-            self._tell(error, error.failures)
+            blame.tell(error, len(self._values), error.failures)
             raise
         except SQLAlchemyError as error:
-            self._tell(error, ())
+            blame.tell(error, len(self._values), ())
             with suppress(Exception):  # which would hide what the database said
-                keyed = self._suspects(error, on_conflict)
-                self._tell(error, blame.told_by_mappings(keyed))
+                keyed = blame.suspects(error, on_conflict, self._values)
+                blame.tell(error, len(self._values), blame.told_by_mappings(keyed))
             raise
-
-    def _suspects(
-        self, error: BaseException, on_conflict: OnConflict
-    ) -> list[save.Keyed]:
-        """Give the values that an error may be about."""
-        is_about_values = isinstance(error, IntegrityError) and on_conflict == "raise"
-        return blame.new_ones(self._values) if is_about_values else []
-
-    def _tell(self, error: Any, failures: Iterable[Failure]) -> None:
-        """Have an error say what became of the values."""
-        failed: list[Status] = ["failed"] * len(self._values)
-        error.report = BulkReport(failed, tuple(failures))
-        if isinstance(error, ResolutionError):
-            return  # which says so itself
-        for shown in error.report.failures[:_SHOWN]:
-            error.add_note(f"bulk: {shown}")
 
     def _mark_beginning(self, session: Session) -> None:
         """Begin a savepoint after the work that was there before this bulk."""
@@ -345,11 +373,13 @@ class Bulk(Holding):
             keyed: list[save.Keyed] = []
             with suppress(Exception):  # as in _flush
                 if not getattr(error, "report", BulkReport()).failures:
-                    keyed = self._suspects(error, on_conflict)
+                    keyed = blame.suspects(error, on_conflict, self._values)
             self._rollback(session)
             with suppress(Exception):
                 if keyed:
-                    self._tell(error, blame.told_by_rows(session, keyed))
+                    blame.tell(
+                        error, len(self._values), blame.told_by_rows(session, keyed)
+                    )
             raise
         self._savepoint = None
         return report
@@ -368,9 +398,6 @@ class Bulk(Holding):
         if whole is not None:
             self._forget(session, whole)
 
-
-#: Failures that are written under an error.
-_SHOWN = 5
 
 _BULKS = "tenure.bulks"
 
@@ -398,3 +425,33 @@ def _check_writing(on_conflict: str, on_duplicate: str, batch_size: int | None) 
     check(on_conflict, "on_conflict", ("raise", "update", "skip"))
     check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
     _check_size(batch_size)
+
+
+_lock = Lock()
+_pauses: list[object] = []
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """
+    Pause Python's cyclic garbage collector inside the block, in any thread.
+
+    Building tens of thousands of small containers makes it run again and again over
+    everything the process holds, to find nothing: a third of the time of a load, two
+    thirds of a large ``resolve``. Other code's garbage waits for one batch at most.
+    Source: Mercurial, ``util.nogc``.
+    """
+    with _lock:
+        # Whoever switched it off for good is left alone.
+        mine = bool(_pauses) or gc.isenabled()
+        if mine:
+            _pauses.append(None)
+            gc.disable()
+    try:
+        yield
+    finally:
+        if mine:
+            with _lock:
+                _pauses.pop()
+                if not _pauses:
+                    gc.enable()

@@ -29,12 +29,25 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.orm.state import InstanceState
 
-from ..mapping import columns_held, identifiers
+from .._private import (
+    before_attach,
+    commit_all_states,
+    is_orphan,
+    made_in,
+    pending,
+    register_persistent,
+    save_impl,
+    was_orphaned,
+)
+from ..mapping import columns_held, identifiers, property_of, reverse_sides
 from .dialects import can_copy, orders_alike
+from .value import innermost
 from .write import (
     LIFE_EVENTS,
     Copy,
@@ -120,14 +133,18 @@ class Insertion:
         self.attributes = [
             _Attribute(mapper, of)
             for of in self.table.columns
-            if of in mapper._columntoproperty
+            if property_of(mapper, of) is not None
         ]
         self._key = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         self._places = {a.column: place for place, a in enumerate(self.attributes)}
         self._place = TableInDatabase(connection, table)
         relationships = [r for r in mapper.relationships if not r.viewonly]
         #: Whether no instance refers to others, or hangs on one.
-        self.stands_alone = not (relationships or mapper._delete_orphans)
+        self.stands_alone = not relationships and not any(
+            other.cascade.delete_orphan and mapper.isa(other.mapper)
+            for each in mapper.registry.mappers
+            for other in each.relationships
+        )
         #: The relationships whose foreign keys are in the rows.
         self.parents = [r for r in relationships if r.direction is MANYTOONE]
         self._collections = [r for r in relationships if r.direction is not MANYTOONE]
@@ -142,8 +159,12 @@ class Insertion:
             for place, attribute in enumerate(self.attributes)
             if attribute.column.server_default is not None and place != self._counter
         ]
-        base: Any = mapper.base_mapper
-        self.fetches = base._prefer_eager_defaults(connection.dialect, self.table)
+        # eager_defaults="auto", what True means goes through the unit of work.
+        self.fetches = (
+            mapper.base_mapper.eager_defaults == "auto"
+            and self.table.implicit_returning
+            and connection.dialect.insert_executemany_returning
+        )
         #: What is not in the instances before.
         self._made = [
             place
@@ -182,7 +203,7 @@ class Insertion:
             writing: What else is about to be written.
         """
         held = state.dict
-        if state._orphaned_outside_of_session and self.mapper._is_orphan(state):
+        if was_orphaned(state) and is_orphan(self.mapper, state):
             return False
         for relationship in self._collections:
             children = held.get(relationship.key)
@@ -191,7 +212,7 @@ class Insertion:
         for relationship in self.parents:
             parent = held.get(relationship.key)
             if parent is not None:
-                its = parent._sa_instance_state
+                its = instance_state(parent)
                 if not its.mapper.isa(relationship.mapper) or (
                     its not in writing and its.session_id != self.session.hash_key
                 ):
@@ -262,14 +283,14 @@ class Insertion:
         self, parent: Any, columns: Sequence[Column[Any]], drawn: dict[State, Any]
     ) -> tuple[Any, ...]:
         """Give what refers to a parent; loads what the session does not know."""
-        its = parent._sa_instance_state
+        its = instance_state(parent)
         key = list(columns_held(parent, columns))
         for n, of in enumerate(columns):
             if its in drawn and of is self.table.autoincrement_column:
                 # One of these rows refers to another.
                 key[n] = drawn[its]
             elif key[n] is None and its.key is not None:
-                key[n] = its.mapper._get_state_attr_by_column(its, its.dict, of)
+                key[n] = getattr(parent, its.mapper.get_property_by_column(of).key)
         return tuple(key)
 
     def odd(self, columns: list[Values]) -> set[int]:
@@ -337,7 +358,9 @@ class Insertion:
                     each[key] = value
             self.make_persistent(states, held)
             for state in states if unknown else ():
-                state._expire_attributes(state.dict, unknown)
+                for key in unknown:
+                    state.dict.pop(key, None)
+                state.expired_attributes.update(unknown)
 
         if not self._copies or returned:
             self._insert(present, returned, columns)
@@ -445,42 +468,42 @@ class Insertion:
         session: Any = self.session
         if any(getattr(session.dispatch, name) for name in LIFE_EVENTS):
             for state in states:
-                session._save_impl(state)
-            session._register_persistent(set(states))
+                save_impl(session, state)
+            register_persistent(session, set(states))
             return
         # The same without what a flush does for any mix of classes, which takes
         # longer than sending the rows.
-        keep, kind = session.identity_map.replace, self.mapper._identity_class
+        keep = session.identity_map.replace
+        kind = self.mapper.identity_key_from_primary_key((None,))[0]
         keys = zip(*([each[name] for each in held] for name in self._key), strict=True)
         for state, key in zip(states, keys, strict=True):
             if state.session_id is not None:
-                session._before_attach(state, state.obj())
+                before_attach(session, state, state.obj())
             state.session_id = session.hash_key
             state.key = kind, key, None
             keep(state)
-        session._transaction._new.update(dict.fromkeys(states, True))
+        made_in(innermost(session)).update(dict.fromkeys(states, True))
         every = zip(states, held, strict=True)
-        State._commit_all_states(every, session.identity_map)
-        for state in session._new.keys() & states if session._new else ():
-            del session._new[state]
+        commit_all_states(every, session.identity_map)
+        new = pending(session)[0]
+        for state in new.keys() & states if new else ():
+            del new[state]
 
 
 def _name_it(
     state: State, relationship: Any, children: Any, writing: Collection[State]
 ) -> bool:
     """Whether the children in a collection say themselves whose they are."""
-    reverses = list(relationship._reverse_property)
+    reverses = list(reverse_sides(relationship))
     if len(reverses) != 1 or reverses[0].direction is not MANYTOONE:
         return False
     parent = state.obj()
     return all(
-        child._sa_instance_state in writing
-        and child._sa_instance_state.dict.get(reverses[0].key) is parent
+        instance_state(child) in writing
+        and instance_state(child).dict.get(reverses[0].key) is parent
         for child in members(children)
     )
 
 
-def members(collection: Any) -> Iterable[Any]:
-    """Give what is in a collection of a relationship, whatever class that has."""
-    found: Iterable[Any] = collection._sa_adapter
-    return found
+#: Gives what is in a collection of a relationship, whatever class that has.
+members: Callable[[Any], Iterable[Any]] = collection_adapter

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
+from .._private import STATE
 from ..mapping import Shape, identifiers, with_bases
 from ..models import Spec, as_attribute, instances_in, items_of, lift
 from ..references import (
@@ -25,10 +26,9 @@ from ..references import (
     target_of,
     token_of,
 )
-from .attach import complete, place
-from .naming import choose, complete_identifiers, one_of_each
+from .attach import attach, complete
 from .report import Failure
-from .value import Value
+from .value import Value, choose, complete_identifiers, innermost, one_of_each
 
 
 class Local:
@@ -175,7 +175,7 @@ class Local:
         return shape, tuple([self._part_token(part) for part in parts])
 
     def _part_token(self, part: Any) -> Any:
-        if type(part) is not Proxy and not hasattr(part, "_sa_instance_state"):
+        if type(part) is not Proxy and not hasattr(part, STATE):
             return token_of(part)
         named = self.named(part)
         if named is not None:
@@ -189,7 +189,7 @@ class Local:
         return self._token(part._tenure_shape, part._tenure_values)
 
 
-def settle(
+def match_values(
     session: Session,
     values: Sequence[Value],
     local: Local,
@@ -235,7 +235,12 @@ def settle(
                 if row is not None or not _stands(value, name, part, attribute):
                     attributes[name] = attribute
             names = local.keys[value]._tenure_shape.names if row else ()
-            place(session, value, attributes, row, key=names, fills=fills)
+            if row is None:
+                if not value.is_row:
+                    value.placed_in = innermost(session)
+                value.fill(attributes)
+            else:
+                attach(session, value, attributes, row, key=names, fills=fills)
             for proxy in waiting.get(value, ()):
                 instance_found(proxy, _fetched(proxy, row), value.instance)
                 done.append(proxy)

@@ -10,8 +10,11 @@ from typing import Any
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import RelationshipProperty, Session, SessionTransaction
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
+from .._private import FLUSHING, PENDING_MUTATIONS, pending
+from ..mapping import reverse_sides
 from ..models import connect, items_of, unconnected_in
 
 
@@ -21,10 +24,9 @@ def flush_others(session: Session, instances: Collection[Any]) -> None:
 
     It may give away what they take, a key for example, and is not undone with them.
     """
-    own = {instance._sa_instance_state for instance in instances}
-    changed: Any = session.identity_map._modified
-    pending = [s for s in [*session._new, *session._deleted, *changed] if s not in own]
-    moved = {state: _moved(state) for state in pending}
+    own = {instance_state(instance) for instance in instances}
+    found = [s for some in pending(session) for s in some if s not in own]
+    moved = {state: _moved(state) for state in found}
     reached = own
     while reached:
         reached = {state for state in moved if not reached.isdisjoint(moved[state])}
@@ -39,25 +41,27 @@ def flush_others(session: Session, instances: Collection[Any]) -> None:
 @contextmanager
 def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
     """Let a session forget for a while that other objects than *shown* are pending."""
-    modified = session.identity_map._modified
+    all_new, all_deleted, modified = pending(session)
     others = {state for state in modified if state not in shown}
-    new = {s: obj for s, obj in session._new.items() if s not in shown}
-    deleted = {s: obj for s, obj in session._deleted.items() if s not in shown}
+    new = {s: obj for s, obj in all_new.items() if s not in shown}
+    deleted = {s: obj for s, obj in all_deleted.items() if s not in shown}
     modified -= others
     for state in new:
-        del session._new[state]
+        del all_new[state]
     for state in deleted:
-        del session._deleted[state]
+        del all_deleted[state]
     try:
         yield
     finally:
         if session.is_active:
             modified |= {state for state in others if state.modified}
-            session._new.update(new)
-            session._deleted.update(deleted)
+            all_new.update(new)
+            all_deleted.update(deleted)
         else:
             # As the rollback leaves those that it knows of.
-            session._expunge_states(new, to_transient=True)
+            all_new.update(new)
+            for instance in new.values():
+                session.expunge(instance)
 
 
 def _moved(state: Any) -> set[Any]:
@@ -65,22 +69,22 @@ def _moved(state: Any) -> set[Any]:
     found: list[Any] = []
     for relationship in state.mapper.relationships:
         name = relationship.key
-        waiting = state._pending_mutations.get(name)
+        waiting = getattr(state, PENDING_MUTATIONS).get(name)
         if waiting is not None:
             found += [*waiting.added_items, *waiting.deleted_items]
         elif name in state.committed_state:
             history = state.get_history(name, PASSIVE_NO_INITIALIZE)
             found += [*history.added, *history.deleted]
-    return {each._sa_instance_state for each in found if each is not None}
+    return {instance_state(each) for each in found if each is not None}
 
 
 def begin_savepoint(session: Session) -> SessionTransaction:
     """Begin a savepoint; what is pending is flushed inside of it."""
-    session._flushing = True
+    setattr(session, FLUSHING, True)
     try:
         return session.begin_nested()
     finally:
-        session._flushing = False
+        setattr(session, FLUSHING, False)
 
 
 @contextmanager
@@ -98,7 +102,7 @@ def _set_aside(session: Session, instances: Iterable[Any]) -> Iterator[None]:
         held, hidden = state.dict, unconnected_in(instance)
         for relationship in state.mapper.relationships:
             name = relationship.key
-            if held.get(name) and name not in hidden and relationship._reverse_property:
+            if held.get(name) and name not in hidden and reverse_sides(relationship):
                 given = held[name]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
@@ -112,5 +116,5 @@ def _set_aside(session: Session, instances: Iterable[Any]) -> Iterator[None]:
             connect(instance, relationship, given)
         if not session.is_active:
             # What a rollback has undone is not changed again.
-            for state in list(session.identity_map._modified):
-                state._expire(state.dict, session.identity_map._modified)
+            for state in list(pending(session)[2]):
+                session.expire(state.obj())

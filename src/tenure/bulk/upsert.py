@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from sqlalchemy.orm import Mapper, Session
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from ..mapping import identifiers
 from .dialects import orders_alike
@@ -40,7 +40,7 @@ def merge(
     """
     classes: dict[Mapper[Any], list[State]] = {}
     for instance in instances:
-        state: State = instance._sa_instance_state
+        state: State = instance_state(instance)
         classes.setdefault(state.mapper, []).append(state)
     merged: dict[State, Merged] = {}
     for mapper, states in classes.items():
@@ -229,8 +229,8 @@ class _Merging:
                         present, attributes[place].key, columns[place][n]
                     )
                 # What they refer to may be another row now.
-                its = present._sa_instance_state
-                its._expire_attributes(its.dict, self.parents)
+                if self.parents:
+                    self.session.expire(present, self.parents)
                 continue
             for place, value in zip(self.identity, identity, strict=True):
                 state.dict[attributes[place].key] = value
@@ -244,7 +244,7 @@ class _Merging:
         for state in own:
             left = self.unknown if merged[state][0] == "created" else self.unset
             if left:
-                state._expire_attributes(state.dict, left)
+                self.session.expire(state.obj(), left)
         return merged
 
 

@@ -1,16 +1,19 @@
-"""What a value of a bulk is."""
+"""What a value of a bulk is, and by which keys a mapped instance is known."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import BaseModel
 from sqlalchemy import inspect
-from sqlalchemy.orm import SessionTransaction, make_transient, object_session
+from sqlalchemy.orm import Session, SessionTransaction, make_transient, object_session
+from sqlalchemy.orm.attributes import instance_state
 
-from ..mapping import make
+from .._private import PENDING_MUTATIONS
+from ..errors import SessionError
+from ..mapping import Shape, identifiers, make
 from ..models import (
     Spec,
     Unconnected,
@@ -20,7 +23,16 @@ from ..models import (
     is_given,
     items_of,
 )
-from ..references import Proxy, relationship_names, target_of
+from ..references import (
+    Proxy,
+    instance_found,
+    key_of,
+    relationship_names,
+    target_of,
+    token_of,
+)
+from .lookup import part_values
+from .report import Failure
 
 UNSET = object()
 
@@ -55,7 +67,7 @@ class Value:
         """Make the value for a mapped instance, or a ``Spec`` that describes one."""
         if isinstance(given, Spec):
             return cls(given, entity)
-        is_own = given._sa_instance_state.key is not None
+        is_own = instance_state(given).key is not None
         return cls(given, entity, given, is_own=is_own)
 
     @property
@@ -92,7 +104,7 @@ class Value:
         instance = self.instance
         if instance is None:
             former = self.former
-            if former is None or former._sa_instance_state.key is not None:
+            if former is None or instance_state(former).key is not None:
                 self.instance = make(self.entity, attributes)
                 return
             instance = self.instance = former
@@ -120,13 +132,13 @@ class Value:
             return
         if self.instance is not None:
             self.former, self.instance = self.instance, None
-            if self.former._sa_instance_state.key is None:
+            if instance_state(self.former).key is None:
                 self._unconnect(self.former)
 
     def remember(self) -> None:
         """Remember what a mapped instance refers to, before any of it is changed."""
         if self.related is None and not isinstance(self.given, Spec):
-            state = self.given._sa_instance_state
+            state = instance_state(self.given)
             held = state.dict
             self.related = {
                 name: items_of(held[name])
@@ -164,7 +176,7 @@ class Value:
         session = object_session(instance)
         if session is not None:
             session.expunge(instance)
-        state: Any = instance._sa_instance_state
+        state: Any = instance_state(instance)
         if state.key is not None:
             make_transient(instance)
         for name in self.unkeyed:
@@ -175,12 +187,12 @@ class Value:
             state.dict.pop(name, None)
             state.committed_state.pop(name, None)
         # What was to be added to collections that were not loaded.
-        state.__dict__.pop("_pending_mutations", None)
+        state.__dict__.pop(PENDING_MUTATIONS, None)
 
 
 def replace_proxies(instance: Any) -> None:
     """Put the instances that proxies stand for in the place of the proxies."""
-    state = instance._sa_instance_state
+    state = instance_state(instance)
     held = state.dict
     for name in relationship_names(state.mapper):
         value = held.get(name)
@@ -199,3 +211,103 @@ def set_attributes(instance: Any) -> list[str]:
         defaults = type(instance).model_fields.keys() - instance.model_fields_set
         held = [name for name in held if name not in defaults]
     return held
+
+
+#: A key, and its columns.
+Named = tuple[Proxy, tuple[Any, ...]]
+
+
+def reference_to(instance: Any) -> Proxy:
+    """
+    Give a proxy for the row that the set attributes of *instance* name.
+
+    Raises:
+        SessionError: They name none.
+    """
+    state = inspect(instance)
+    shape = _identifier_of(instance)
+    if shape is None:
+        raise SessionError(
+            f"{instance!r} has no complete identifier set, so it refers to no row"
+        )
+    proxy = Proxy(shape, tuple(state.dict[name] for name in shape.names))
+    if state.persistent:
+        row = tuple(getattr(instance, c.key) for c in identifiers(shape.mapper).fetched)
+        instance_found(proxy, row, instance)
+    return proxy
+
+
+def _identifier_of(instance: Any) -> Shape | None:
+    """Give the first identifier all of whose attributes are set and not null."""
+    return next(complete_identifiers(type(instance), inspect(instance).dict), None)
+
+
+def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator[Shape]:
+    """Give the identifiers all of whose attributes are in *held* and not null."""
+    for names, shape in identifiers(entity).spellings.items():
+        if all(held.get(name) is not None for name in names):
+            yield shape
+
+
+def name_of(instance: Any) -> tuple[type[Any], dict[str, Any]]:
+    """Give a class and the key that names an instance, for messages."""
+    shape, held = _identifier_of(instance), inspect(instance).dict
+    names = () if shape is None else shape.names
+    return type(instance), {name: held[name] for name in names}
+
+
+def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
+    """Give the first spelling of each identifier."""
+    found: dict[frozenset[Any], Shape] = {}
+    for shape in shapes:
+        found.setdefault(frozenset(shape.columns), shape)
+    return list(found.values())
+
+
+def keys_of(instance: Any) -> Iterator[Named]:
+    """Give every identifier that is complete, the first one first."""
+    held = inspect(instance).dict
+    for shape in one_of_each(complete_identifiers(type(instance), held)):
+        key = tuple(held[name] for name in shape.names)
+        columns: list[Any] = []
+        for part, value in zip(shape.parts, key, strict=True):
+            known = part_values(part, value, lambda proxy: proxy._tenure_row)
+            if known is None:
+                break
+            columns.extend(known)
+        else:
+            yield Proxy(shape, key), tuple(columns)
+
+
+def choose(
+    keys: Iterable[Proxy], identity: Callable[[Proxy], tuple[Any, ...] | None]
+) -> Proxy | Failure | None:
+    """
+    Give the first of a value's keys that names a row; a failure if others disagree.
+
+    Args:
+        identity: Gives the primary key of the row that a key names.
+    """
+    found = [(key, named) for key in keys if (named := identity(key)) is not None]
+    rows = tuple(dict.fromkeys(named for _, named in found))
+    if len(rows) > 1:
+        several: dict[str, Any] = {}
+        for key, _ in found:
+            several |= key_of(key)
+        entity = found[0][0]._tenure_shape.entity
+        return Failure(entity, several, "ambiguous", rows=rows)
+    return found[0][0] if found else None
+
+
+def token_of_key(shape: Shape, columns: tuple[Any, ...]) -> Any:
+    """Give what tells a key from others in a dictionary, whatever its types."""
+    try:
+        hash(columns)
+    except TypeError:
+        return shape, tuple(map(token_of, columns))
+    return shape, columns
+
+
+def innermost(session: Session) -> SessionTransaction | None:
+    """Return the savepoint or transaction that a session is in."""
+    return session.get_nested_transaction() or session.get_transaction()

@@ -11,10 +11,7 @@ from traceback import StackSummary
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
-# Not public, but what close_all_sessions() goes through: nothing is to be written
-# down when a session is made.
-from sqlalchemy.orm.session import _sessions
-
+from .._private import all_sessions
 from ..callers import Line
 from ..sessions import Session
 
@@ -71,7 +68,7 @@ def open_sessions(manager: DatabaseManager) -> Iterator[tuple[Session, OpenSessi
     now = time.monotonic()
     found = [
         (session, _describe(session, manager, now))
-        for session in list(_sessions.values())
+        for session in list(all_sessions.values())
         if isinstance(session, Session)
         and session.routing is manager
         and (session._begun is not None or _is_in_block(session))

@@ -19,12 +19,12 @@ from typing import IO, Any, Literal
 from sqlalchemy import Table, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.session import SessionTransactionState
 
+from ..._private import is_committed
 from ...errors import LoadError, RejectedRowsError
 from ...mapping import mapper_of
 from ...models import entity_of
-from ..pause_gc import paused
+from ..core import paused
 from ..write import OnConflict
 from .create import Creator
 from .layout import Layouts, Rows, named_by
@@ -291,7 +291,7 @@ class _Loader:
                 self.session.commit()
         except Exception:
             # What is called after a commit may raise; it is one all the same.
-            if transaction and transaction._state is SessionTransactionState.COMMITTED:
+            if transaction is not None and is_committed(transaction):
                 self._note_commit(is_last=is_last)
             raise
         self._note_commit(is_last=is_last)

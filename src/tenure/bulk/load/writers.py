@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
+from ...mapping import new_instance
 from ..dialects import can_copy, comparable
 from ..save import flush
 from ..value import Value
@@ -110,12 +111,8 @@ class UnitOfWork:
     def _write(self, rows: Sequence[Row]) -> Written:
         entity = self.target.mapper.class_
         instances = []
-        # What an __init__ does for a subclass; there is none here.
-        discriminate = self.target.mapper._set_polymorphic_identity
         for row in rows:
-            instance = self.target.mapper.class_manager.new_instance()
-            if discriminate is not None:
-                discriminate(inspect(instance))
+            instance = new_instance(self.target.mapper)
             for name, value in zip(self.names, row, strict=True):
                 setattr(instance, name, value)
             instances.append(instance)
