@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -48,6 +51,9 @@ OPTIONAL = {
     # An extra.
     ("bulk.load.parquet", "pyarrow"),
 }
+
+# Functions whose body is longer than 60 lines, each with its reason.
+LONG: set[str] = set()
 
 FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = {
@@ -165,3 +171,52 @@ def test_without_greenlet() -> None:
     )
 
     assert "" == done.stderr
+
+
+class TestSizes:
+    def test_rooms(self) -> None:
+        """A room can be seen at a glance: at most 14 files."""
+        sizes = Counter(room_of(module) for module in MODULES if module not in ROOMS)
+        # The door is a file, too.
+        assert {} == {room: n + 1 for room, n in sizes.items() if n + 1 > 14}
+
+    def test_files(self) -> None:
+        """A file holds one idea: at most 450 lines, half of them at most 200."""
+        lines = {path: len(path.read_text().splitlines()) for path in FILES}
+
+        assert {} == {path.name: n for path, n in lines.items() if n > 450}
+        assert median(lines.values()) <= 200
+
+    def test_functions(self) -> None:
+        """A function fits on a screen: 60 lines, its docstring and signature apart."""
+        long = {
+            f"{module}.{node.name}"
+            for module, path in MODULES.items()
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and code_lines(node) > 60
+        }
+
+        assert set() == long - LONG
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines of a function's body without its docstring."""
+    body = function.body
+    if ast.get_docstring(function) is not None:
+        body = body[1:]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]  # the parser gives lines
+
+
+def test_no_circles() -> None:
+    """No module imports itself by way of others, neither at run time nor for types."""
+    graph = {
+        module: [there for there in imports(module) if there in MODULES]
+        for module in MODULES
+        if module.split(".")[0] not in OUTSIDERS
+    }
+    # A door is what its modules are behind: importing it is importing them.
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))

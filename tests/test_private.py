@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 from time import time
 from typing import Any, NoReturn
 
@@ -10,11 +13,14 @@ import asyncpg
 import pytest
 from sqlalchemy import (
     ForeignKey,
+    Select,
     String,
     create_engine,
     event,
     insert_sentinel,
     inspect,
+    lambda_stmt,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import CITEXT
@@ -145,6 +151,7 @@ class Parent(Base):
     name: Mapped[str | None]
     marker: Mapped[int] = orm_insert_sentinel()
     children: Mapped[list[Child]] = relationship(back_populates="parent")
+    owned: Mapped[list[Owned]] = relationship(cascade="all, delete-orphan")
 
 
 class Child(Base):
@@ -153,6 +160,13 @@ class Child(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     parent_id: Mapped[int] = mapped_column(ForeignKey("parent.id"))
     parent: Mapped[Parent] = relationship(back_populates="children")
+
+
+class Owned(Base):
+    __tablename__ = "owned"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("parent.id"))
 
 
 class Refused(Exception):  # not of the package
@@ -225,3 +239,215 @@ def test_is_sentinel() -> None:
         "_private.is_sentinel()"
     )
     assert is_sentinel(insert_sentinel("marker"))
+
+
+def with_child() -> tuple[Session, Any, Any]:
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    session = Session(engine)
+    parent = Parent(name="p")
+    session.add(parent)
+    return session, parent, instance_state(parent)
+
+
+def test_pending() -> None:
+    """Objects to write are where a session keeps them."""
+    changed = (
+        "SQLAlchemy keeps what a flush writes elsewhere than in Session._new, _deleted "
+        "and identity_map._modified: see _private.pending"
+    )
+    session, parent, state = with_child()
+    assert ([state], [], []) == tuple(map(list, _private.pending(session))), changed
+    session.commit()
+    parent.name = "other"
+    assert [[], [], [state]] == [*map(list, _private.pending(session))], changed
+    session.delete(parent)
+    assert state in _private.pending(session)[1], changed
+
+
+def test_flushing() -> None:
+    """A session says that it is flushing."""
+    session, _, _ = with_child()
+    seen = []
+    event.listen(
+        session, "before_flush", lambda s, *_: seen.append(_private.is_flushing(s))
+    )
+    session.flush()
+    assert [True, False] == [*seen, _private.is_flushing(session)], (
+        "SQLAlchemy says elsewhere than in Session._flushing that it flushes: see "
+        "_private.is_flushing"
+    )
+    setattr(session, _private.FLUSHING, True)
+    session.add(Parent())
+    session.begin_nested()
+    setattr(session, _private.FLUSHING, False)
+    assert session.new, "a savepoint flushes what is pending: see _private.FLUSHING"
+
+
+def test_binds() -> None:
+    """The binds of a session are found."""
+    engine = create_engine("sqlite://")
+    session = Session(binds={Parent: engine})
+    assert engine in dict(_private.binds(session)).values(), (
+        "SQLAlchemy keeps binds elsewhere than in Session.binds or _Session__binds: see "
+        "_private.binds"
+    )
+
+
+def test_parts_of_select() -> None:
+    """A SELECT is taken apart."""
+    changed = "SQLAlchemy keeps the parts of a SELECT elsewhere: see _private.{}"
+    query = select(Parent).join(Child).where(Parent.id == 1).with_for_update()
+    froms, ctes, columns, joins, conditions = _private.parts_of_select(query)
+    found = len(froms), len(ctes), len(columns), len(joins), len(conditions)
+    assert (0, 0, 1, 1, 1) == found, changed.format("parts_of_select")
+    assert _private.lock_of_select(query) is not None, changed.format("lock_of_select")
+    assert _private.lock_of_select(select(Parent)) is None
+    query = select(Parent).select_from(Child).add_cte(select(Child).cte())
+    froms, ctes, *_ = _private.parts_of_select(query)
+    assert (1, 1) == (len(froms), len(ctes)), changed.format("parts_of_select")
+
+
+def test_statement_of_lambda() -> None:
+    """A lambda statement stands for a SELECT."""
+    statement = lambda_stmt(lambda: select(Parent))
+    assert isinstance(_private.statement_of_lambda(statement), Select), (
+        "SQLAlchemy resolves lambda statements elsewhere than in _resolved: see "
+        "_private.statement_of_lambda"
+    )
+
+
+def test_insert_defaults() -> None:
+    """Defaults of attributes apart from columns are found, where there are such."""
+    assert not any(_private.insert_defaults(inspect(Parent)).values()), (
+        "SQLAlchemy keeps defaults of attributes elsewhere than in "
+        "Mapper._insert_orm_defaults: see _private.insert_defaults"
+    )
+
+
+def test_made_persistent() -> None:
+    """What is done by hand to a new object is what a flush does."""
+    changed = (
+        "SQLAlchemy makes objects persistent in other steps than _save_impl(), "
+        "_register_persistent(), _before_attach() and _commit_all_states(): see "
+        "_private.save_impl and those after it"
+    )
+    session, parent, state = with_child()
+    session.expunge(parent)
+    parent.id = 1
+    _private.before_attach(session, state, parent)
+    _private.save_impl(session, state)
+    _private.register_persistent(session, {state})
+    _private.commit_all_states([(state, state.dict)], session.identity_map)
+    assert state.persistent, changed
+    assert not session.dirty, changed
+    assert state in _private.made_in(session.get_transaction()), changed
+    session.rollback()
+    assert state.transient, changed
+
+
+def test_part_of_a_transaction() -> None:
+    """A part that is rolled back ends the whole, as a failed flush does."""
+    session, _, _ = with_child()
+    part = _private.begin_part(_private.autobegin(session))
+    part.rollback(_capture_exception=True)
+    assert not session.is_active, (
+        "SQLAlchemy begins parts of a transaction otherwise than by _autobegin_t() and "
+        "_begin(): see _private.begin_part"
+    )
+
+
+def test_orphans() -> None:
+    """An object that has left its collection is told."""
+    session, parent, _ = with_child()
+    child = Owned()
+    parent.owned.append(child)
+    parent.owned.remove(child)
+    state = instance_state(child)
+    assert _private.is_orphan(state.mapper, state), (
+        "SQLAlchemy finds orphans otherwise than by Mapper._is_orphan(): see "
+        "_private.is_orphan"
+    )
+    session.flush()
+    session.add(child)
+    parent.owned.append(child)
+    parent.owned.remove(child)
+    session.flush()
+    assert isinstance(_private.was_orphaned(state), bool), (
+        "SQLAlchemy marks orphans elsewhere than in _orphaned_outside_of_session: see "
+        "_private.was_orphaned"
+    )
+
+
+def test_pending_mutations() -> None:
+    """What is added to a collection that is not loaded waits."""
+    session, parent, state = with_child()
+    session.commit()
+    Child(parent=parent)
+    assert "children" in getattr(state, _private.PENDING_MUTATIONS), (
+        "SQLAlchemy keeps what waits for a collection elsewhere than in "
+        "_pending_mutations: see _private.PENDING_MUTATIONS"
+    )
+
+
+def test_all_sessions() -> None:
+    """Sessions in memory are listed."""
+    session = Session()
+    assert session in set(_private.all_sessions.values()), (
+        "SQLAlchemy lists sessions elsewhere than in orm.session._sessions: see "
+        "_private.all_sessions"
+    )
+
+
+def test_state() -> None:
+    """A mapped instance has a state, and nothing else has."""
+    assert hasattr(Parent(), _private.STATE), (
+        "SQLAlchemy keeps states elsewhere than in _sa_instance_state: see "
+        "_private.STATE"
+    )
+    assert not hasattr(object(), _private.STATE)
+
+
+def test_is_committed() -> None:
+    """A transaction knows that it was committed, whatever came after."""
+    session, _, _ = with_child()
+
+    @event.listens_for(session, "after_commit")
+    def fail(session: Session) -> None:
+        raise KeyError
+
+    session.flush()
+    transaction = session.get_transaction()
+    assert transaction is not None
+    with pytest.raises(KeyError):
+        session.commit()
+    assert _private.is_committed(transaction), (
+        "SQLAlchemy keeps the state of a transaction elsewhere than in _state: see "
+        "_private.is_committed()"
+    )
+    session.close()
+
+
+def test_all_are_here() -> None:
+    """Few private names are used, in one module, and each is tested here."""
+    done = subprocess.run(
+        [sys.executable, "tools/private_names.py"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stdout
+    here = Path(__file__).read_text()
+    offered = [
+        name
+        for name, value in vars(_private).items()
+        if not name.startswith("_")
+        and name != "attrgetter"
+        and (
+            name.isupper()
+            or getattr(value, "__module__", "").startswith("operator")
+            or getattr(value, "__module__", "") == _private.__name__
+        )
+    ]
+    assert [] == [name for name in offered if name not in here]

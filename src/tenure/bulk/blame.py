@@ -19,7 +19,7 @@ from ..errors import ResolutionError
 from ..mapping import is_filled
 from ..references import Proxy, is_resolved, key_of, target_of
 from .report import BulkReport, Failure, Status, describe
-from .save import Keyed, rows_of
+from .upsert import Keyed, rows_of
 from .value import Value, keys_of, name_of, token_of_key
 
 #: Failures that are written under an error.

@@ -34,6 +34,7 @@ from ..references import (
     shape_of,
     target_of,
 )
+from .save import check
 from .value import Value, reference_to
 
 T = TypeVar("T")
@@ -247,12 +248,6 @@ class Holding:
             for loc, proxy in contents(payload):
                 if type(proxy) is Proxy:
                     yield ((number, *loc) if len(payloads) > 1 else loc), proxy
-
-
-def check(given: str, name: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        options = ", ".join(map(repr, allowed))
-        raise SessionError(f"{name} is one of {options}, not {given!r}")
 
 
 @lru_cache(256)

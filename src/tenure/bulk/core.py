@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .._private import pending
 from ..context import SESSION_BULK_CONTEXT
-from ..errors import ResolutionError, SessionError
+from ..errors import ResolutionError
 from ..models import Spec, connect_all, is_waiting
 from ..references import (
     Placeholders,
@@ -27,7 +27,7 @@ from ..references import (
 )
 from . import blame, others, save
 from .attach import let_go
-from .collected import SCOPES, Holding, Scope, check
+from .collected import SCOPES, Holding, Scope
 from .dialects import ensure_transaction
 from .lookup import (
     BATCH,
@@ -40,9 +40,9 @@ from .lookup import (
 )
 from .match import Local, match_values
 from .report import BulkReport, Failure, Resolution
-from .save import Circular, OnDuplicate
+from .save import Circular, FlushOptions, check, check_size
+from .upsert import Keyed
 from .value import Value
-from .write import OnConflict
 
 R = TypeVar("R")
 
@@ -114,7 +114,8 @@ class Bulk(Holding):
             check(scope, "scope", SCOPES)
         if strategy not in STRATEGIES:
             check(strategy, "strategy", STRATEGIES)
-        _check_size(batch_size)
+        if batch_size is not None:
+            check_size(batch_size)
         self._forget_undone(session)
         references = [] if scope == "values" else self._to_resolve(strategy)
         size = batch_size or BATCH
@@ -279,15 +280,7 @@ class Bulk(Holding):
             places.setdefault(id(kept), []).append(loc)
         return [failure(each, places.get(id(each[0]), ())) for each in found]
 
-    def _flush(
-        self,
-        session: Session,
-        on_conflict: OnConflict,
-        update_fields: Iterable[str] | None,
-        on_duplicate: OnDuplicate,
-        batch_size: int | None,
-    ) -> BulkReport:
-        _check_writing(on_conflict, on_duplicate, batch_size)
+    def _flush(self, session: Session, options: FlushOptions) -> BulkReport:
         self._begin_writing(session, "flush")
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
@@ -296,14 +289,7 @@ class Bulk(Holding):
             self._flush_others(session)
         try:
             with paused():
-                return save.flush(
-                    session,
-                    self._values,
-                    on_conflict=on_conflict,
-                    update_fields=update_fields,
-                    on_duplicate=on_duplicate,
-                    size=batch_size or save.BATCH,
-                )
+                return save.flush(session, self._values, options)
         except Circular as error:
             refused = ResolutionError(
                 blame.circular(error.instances, self._references())
@@ -316,7 +302,7 @@ class Bulk(Holding):
         except SQLAlchemyError as error:
             blame.tell(error, len(self._values), ())
             with suppress(Exception):  # which would hide what the database said
-                keyed = blame.suspects(error, on_conflict, self._values)
+                keyed = blame.suspects(error, options.on_conflict, self._values)
                 blame.tell(error, len(self._values), blame.told_by_mappings(keyed))
             raise
 
@@ -354,26 +340,15 @@ class Bulk(Holding):
         if begin_writing is not None:
             begin_writing(f"bulk.{name}")
 
-    def _commit(
-        self,
-        session: Session,
-        on_conflict: OnConflict,
-        update_fields: Iterable[str] | None,
-        on_duplicate: OnDuplicate,
-        batch_size: int | None,
-    ) -> BulkReport:
-        # Before anything that would have to be undone.
-        _check_writing(on_conflict, on_duplicate, batch_size)
+    def _commit(self, session: Session, options: FlushOptions) -> BulkReport:
         try:
-            report = self._flush(
-                session, on_conflict, update_fields, on_duplicate, batch_size
-            )
+            report = self._flush(session, options)
             session.commit()
         except BaseException as error:
-            keyed: list[save.Keyed] = []
+            keyed: list[Keyed] = []
             with suppress(Exception):  # as in _flush
                 if not getattr(error, "report", BulkReport()).failures:
-                    keyed = blame.suspects(error, on_conflict, self._values)
+                    keyed = blame.suspects(error, options.on_conflict, self._values)
             self._rollback(session)
             with suppress(Exception):
                 if keyed:
@@ -414,17 +389,6 @@ def _watch(session: Session, bulk: Bulk) -> None:
 def _tell(session: Session, transaction: SessionTransaction) -> None:
     for bulk in session.info[_BULKS]:
         bulk._rolled_back.append(transaction)
-
-
-def _check_size(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise SessionError(f"batch_size is at least 1, not {batch_size}")
-
-
-def _check_writing(on_conflict: str, on_duplicate: str, batch_size: int | None) -> None:
-    check(on_conflict, "on_conflict", ("raise", "update", "skip"))
-    check(on_duplicate, "on_duplicate", ("raise", "first", "last"))
-    _check_size(batch_size)
 
 
 _lock = Lock()

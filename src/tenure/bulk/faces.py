@@ -22,7 +22,8 @@ from .collected import Scope
 from .core import Bulk
 from .lookup import Strategy
 from .report import BulkReport, Resolution
-from .save import OnDuplicate
+from .save import FlushOptions
+from .upsert import OnDuplicate
 from .write import OnConflict
 
 if TYPE_CHECKING:
@@ -111,14 +112,13 @@ class SessionBulk(Bulk):
             UnresolvedReferenceError: A value holds a reference not resolved.
             ResolutionError: Two values have one identifier.
         """
-        return self._do(
-            self.session,
-            self._flush,
-            on_conflict,
-            update_fields,
-            on_duplicate,
-            batch_size,
+        options = FlushOptions(
+            on_conflict=on_conflict,
+            update_fields=update_fields,
+            on_duplicate=on_duplicate,
+            batch_size=batch_size,
         )
+        return self._do(self.session, self._flush, options)
 
     def commit(
         self,
@@ -131,14 +131,13 @@ class SessionBulk(Bulk):
         """
         :meth:`flush`, then commit the session; on an error, :meth:`rollback`.
         """
-        return self._do(
-            self.session,
-            self._commit,
-            on_conflict,
-            update_fields,
-            on_duplicate,
-            batch_size,
+        options = FlushOptions(
+            on_conflict=on_conflict,
+            update_fields=update_fields,
+            on_duplicate=on_duplicate,
+            batch_size=batch_size,
         )
+        return self._do(self.session, self._commit, options)
 
     def rollback(self) -> None:
         """
@@ -259,9 +258,13 @@ class AsyncSessionBulk(Bulk):
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """Async :meth:`SessionBulk.flush`."""
-        return await self.session.run_sync(
-            self._do, self._flush, on_conflict, update_fields, on_duplicate, batch_size
+        options = FlushOptions(
+            on_conflict=on_conflict,
+            update_fields=update_fields,
+            on_duplicate=on_duplicate,
+            batch_size=batch_size,
         )
+        return await self.session.run_sync(self._do, self._flush, options)
 
     async def commit(
         self,
@@ -272,9 +275,13 @@ class AsyncSessionBulk(Bulk):
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """Async :meth:`SessionBulk.commit`."""
-        return await self.session.run_sync(
-            self._do, self._commit, on_conflict, update_fields, on_duplicate, batch_size
+        options = FlushOptions(
+            on_conflict=on_conflict,
+            update_fields=update_fields,
+            on_duplicate=on_duplicate,
+            batch_size=batch_size,
         )
+        return await self.session.run_sync(self._do, self._commit, options)
 
     async def rollback(self) -> None:
         """Async :meth:`SessionBulk.rollback`."""

@@ -1,12 +1,9 @@
 """
-New rows of one class, written around the unit of work.
+Insert rows of one class, bypassing the unit of work.
 
-The unit of work finds out for each object what to do; here it is found out once for
-all of a class. Afterwards the instances are as a flush leaves them: identity, defaults
-and foreign keys set, persistent in the session, and new again when it rolls back.
-
-:func:`insertion` says whether a class can be written like this, :meth:`Insertion.fits`
-and :meth:`Insertion.write` which of its instances; the unit of work does the others.
+Afterwards the instances are as a flush leaves them: identity, defaults and foreign keys
+set, persistent in the session, and new again when it rolls back. Classes and instances
+for which that cannot be done are left to the unit of work.
 """
 
 from __future__ import annotations
@@ -15,19 +12,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
-    ClauseElement,
     Column,
     Connection,
-    Integer,
     Table,
-    bindparam,
-    cast,
-    func,
     insert,
-    select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
-from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.collections import collection_adapter
@@ -50,13 +39,16 @@ from .dialects import can_copy, orders_alike
 from .value import innermost
 from .write import (
     LIFE_EVENTS,
+    NOT_SET,
+    Attribute,
     Copy,
     Habits,
     OnConflict,
     TableInDatabase,
     Target,
-    default_maker,
+    draw_keys,
     in_key_order,
+    is_sql,
     why_not_bypassed,
 )
 
@@ -76,44 +68,10 @@ def insertion(
     return Insertion(session, connection, mapper)
 
 
-class _Attribute:
-    """A column of the rows, the attribute it is, and its default."""
-
-    __slots__ = ("column", "evaluates_none", "is_left_out", "key", "maker")
-
-    def __init__(self, mapper: Mapper[Any], of: Any) -> None:
-        self.column: Column[Any] = of
-        self.key = mapper.get_property_by_column(of).key
-        #: Whether None is a value of its own, as the null of JSON is.
-        self.evaluates_none = of.type.should_evaluate_none
-        #: Makes the value where none was set.
-        self.maker = default_maker(of)
-        #: Whether a row without a value does without the column.
-        self.is_left_out = self.maker is None and (
-            of.server_default is not None or of.primary_key or self.evaluates_none
-        )
-
-    @property
-    def nothing(self) -> Any:
-        """What stands for no value."""
-        return _NOT_SET if self.evaluates_none else None
-
-
-def _is_sql(kind: type[Any]) -> bool:
-    return issubclass(kind, ClauseElement) or hasattr(kind, "__clause_element__")
-
-
-class _NotSet:
-    pass
-
-
-_NOT_SET = _NotSet()
-
-
 def _put_back(held: Sequence[dict[str, Any]], key: str, values: Values) -> None:
     """Set an attribute of instances to what it was."""
     for each, value in zip(held, values, strict=True):
-        if value is _NOT_SET:
+        if value is NOT_SET:
             each.pop(key, None)
         else:
             each[key] = value
@@ -131,7 +89,7 @@ class Insertion:
         table: Any = mapper.local_table
         self.table: Table = table
         self.attributes = [
-            _Attribute(mapper, of)
+            Attribute(mapper, of)
             for of in self.table.columns
             if property_of(mapper, of) is not None
         ]
@@ -298,8 +256,8 @@ class Insertion:
         odd: set[int] = set()
         for place, attribute in enumerate(self.attributes):
             values = columns[place]
-            if any(map(_is_sql, set(map(type, values)))):
-                odd.update(n for n, v in enumerate(values) if _is_sql(type(v)))
+            if any(map(is_sql, set(map(type, values)))):
+                odd.update(n for n, v in enumerate(values) if is_sql(type(v)))
             identity = attribute.column.identity
             if identity is not None and identity.always and self._copies:
                 # For COPY it is no error to give one.
@@ -353,7 +311,7 @@ class Insertion:
         def settle() -> None:
             for place in {*self._made, *returned}:
                 key = self.attributes[place].key
-                before[key] = [each.get(key, _NOT_SET) for each in held]
+                before[key] = [each.get(key, NOT_SET) for each in held]
                 for each, value in zip(held, columns[place], strict=True):
                     each[key] = value
             self.make_persistent(states, held)
@@ -383,16 +341,7 @@ class Insertion:
         of: Any = self.attributes[self._counter].column
         if not places:
             return {}
-        if of.default is not None:
-            following = of.default.next_value()
-        else:
-            name = cast(bindparam("tenure_sequence", self._habits.sequence), REGCLASS)
-            following = func.nextval(name)
-        count = bindparam("tenure_count", len(places), Integer)
-        numbers = func.generate_series(1, count).table_valued("n", name="tenure_number")
-        # In one row: fetching as many of them takes longer than drawing.
-        drawn = select(func.array_agg(following, type_=ARRAY(of.type)))
-        made: Any = self.connection.scalar(drawn.select_from(numbers))
+        made = draw_keys(self.connection, of, self._habits.sequence, len(places))
         for n, key in zip(places, sorted(made), strict=True):
             keys[n] = key
         return {states[n]: keys[n] for n in places}
@@ -403,14 +352,8 @@ class Insertion:
         sent = tuple(self.attributes[place].column for place in present)
         target = Target(self.mapper, sent, key=(), on_conflict="raise")
         copy = Copy(self.connection, target)
-        try:
-            rows = copy.rows([columns[place] for place in present])
-            order = self._order(present, columns)
-            copy.send([rows[n] for n in order], meanwhile)
-        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-            # What a type refuses comes like this from any other statement.
-            what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
-            raise StatementError(what, copy.into, None, error) from error
+        order = self._order(present, columns)
+        copy.send_columns([columns[place] for place in present], order, meanwhile)
 
     def _insert(
         self, present: list[int], returned: list[int], columns: list[Values]
@@ -440,12 +383,7 @@ class Insertion:
                 made[n] = value
 
     def _order(self, present: list[int], columns: list[Values]) -> Sequence[int]:
-        """
-        Give rows in the order of their key.
-
-        Whoever writes the same rows at the same time takes their locks in that order,
-        too, and an index grows faster in its own.
-        """
+        """Return rows in the order of their key: locks are taken in one order."""
         count = len(columns[0])
         if self.connection.dialect.name == "sqlite":
             return range(count)  # there is one writer

@@ -8,8 +8,10 @@ unit of work; see :mod:`.insertion`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 from sqlalchemy import Table, inspect
 from sqlalchemy.exc import CircularDependencyError
@@ -20,176 +22,85 @@ from sqlalchemy.orm.interfaces import MANYTOONE
 from sqlalchemy.schema import sort_tables_and_constraints
 
 from .._private import autobegin, begin_part, pending
-from ..errors import ResolutionError
-from ..mapping import Shape, identifiers
-from ..references import Proxy, key_of, relationship_names
-from .attach import attach, discard
+from ..errors import SessionError
+from ..mapping import identifiers
+from ..references import relationship_names
+from .attach import discard
 from .insertion import Insertion, State, insertion, members
-from .lookup import Unfound, batches, failure, look_up
-from .report import BulkReport, Failure, Status
-from .upsert import merge
+from .report import BulkReport, Status
+from .upsert import OnDuplicate, write_by_key
 from .value import (
-    Named,
     Value,
-    choose,
     innermost,
-    keys_of,
     replace_proxies,
-    set_attributes,
-    token_of_key,
 )
 from .write import OnConflict
-
-OnDuplicate = Literal["raise", "first", "last"]
-
-#: A value, and its keys.
-Keyed = tuple[Value, list[Named]]
 
 #: Values that are written at once.
 BATCH = 100_000
 
 
-def _keyed(
-    values: Sequence[Value], on_duplicate: OnDuplicate
-) -> tuple[list[Keyed], list[Value]]:
-    """Pair each value with its keys in columns; give the superseded ones apart."""
-    keyed: dict[Any, Keyed] = {}
-    superseded: list[Value] = []
-    twice: list[Failure] = []
-    for value in values:
-        instance = value.made()
-        keys = list(keys_of(instance))
-        if not keys:
-            continue
-        proxy, columns = keys[0]
-        token = token_of_key(proxy._tenure_shape, columns)
-        earlier = keyed.get(token)
-        if earlier is not None and earlier[0].made() is not instance:
-            if on_duplicate == "raise":
-                entity = proxy._tenure_shape.entity
-                message = "more than one value of this bulk has this key"
-                key = key_of(proxy)
-                twice.append(Failure(entity, key, "ambiguous", message=message))
-                continue
-            if on_duplicate == "first":
-                superseded.append(value)
-                continue
-            superseded.append(earlier[0])
-        keyed[token] = (value, keys)
-    if twice:
-        raise ResolutionError(twice)
-    return list(keyed.values()), superseded
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushOptions:
+    """
+    The options of ``SessionBulk.flush``, which says what they mean.
+
+    Raises:
+        SessionError: A value that none can have.
+    """
+
+    on_conflict: OnConflict = "raise"
+    update_fields: Iterable[str] | None = None
+    on_duplicate: OnDuplicate = "raise"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.on_conflict, "on_conflict", ("raise", "update", "skip"))
+        check(self.on_duplicate, "on_duplicate", ("raise", "first", "last"))
+        check_size(self.batch_size)
+
+    @property
+    def size(self) -> int:
+        """Values that are written at once."""
+        return self.batch_size or BATCH
+
+    @property
+    def allowed(self) -> set[str] | None:
+        """The attributes that an update may change; ``None``: any."""
+        return None if self.update_fields is None else set(self.update_fields)
 
 
-def _chosen(
-    keyed: Iterable[Keyed], rows: Mapping[int, dict[str, Any]]
-) -> list[tuple[Value, Proxy]]:
-    """Pair each value that has a row with the key that names it."""
-
-    def identity(key: Proxy) -> tuple[Any, ...] | None:
-        row, mapper = rows.get(id(key)), key._tenure_shape.mapper
-        if row is None:
-            return None
-        return tuple(
-            row[mapper.get_property_by_column(column).key]
-            for column in mapper.primary_key
-        )
-
-    chosen = [(value, choose((k for k, _ in keys), identity)) for value, keys in keyed]
-    failures = [each for _, each in chosen if isinstance(each, Failure)]
-    if failures:
-        raise ResolutionError(failures)
-    return [(value, key) for value, key in chosen if type(key) is Proxy]
+def check(given: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise a :class:`SessionError` if an option is none of those allowed."""
+    if given not in allowed:
+        options = ", ".join(map(repr, allowed))
+        raise SessionError(f"{name} is one of {options}, not {given!r}")
 
 
-def rows_of(session: Session, keyed: Sequence[Keyed]) -> dict[int, dict[str, Any]]:
-    """Look up the rows of keyed values: their loaded columns by attribute."""
-    found: dict[int, dict[str, Any]] = {}
-    groups: dict[Shape, tuple[list[Proxy], list[tuple[Any, ...]]]] = {}
-    for proxy, columns in (key for _, keys in keyed for key in keys):
-        group = groups.setdefault(proxy._tenure_shape, ([], []))
-        group[0].append(proxy)
-        group[1].append(columns)
-    for shape, (proxies, keys) in groups.items():
-        names = [prop.key for prop in shape.mapper.column_attrs]
-        wanted = tuple(prop.columns[0] for prop in shape.mapper.column_attrs)
-        for batch in batches(shape, proxies, keys):
-            rows, several = look_up(session, batch, columns=wanted)
-            if several:
-                raise ResolutionError(
-                    [
-                        failure(Unfound(batch.proxies[place], "ambiguous", answers))
-                        for place, answers in several.items()
-                    ]
-                )
-            for proxy, row in zip(batch.proxies, rows, strict=True):
-                if row is not None:
-                    found[id(proxy)] = dict(zip(names, row, strict=True))
-    return found
+def check_size(batch_size: int | None) -> None:
+    """Raise a :class:`SessionError` if there can be no batches of a size."""
+    if batch_size is not None and batch_size < 1:
+        raise SessionError(f"batch_size is at least 1, not {batch_size}")
 
 
 def flush(
-    session: Session,
-    values: Sequence[Value],
-    *,
-    on_conflict: OnConflict,
-    update_fields: Iterable[str] | None,
-    on_duplicate: OnDuplicate,
-    size: int = BATCH,
+    session: Session, values: Iterable[Value], options: FlushOptions
 ) -> BulkReport:
     """Write values; see ``SessionBulk.flush``."""
     # Others may add meanwhile.
     values = list(values)
     statuses: dict[Value, Status] = {}
     with session.no_autoflush:
-        kinds = {kind: inspect(kind) for kind in {value.entity for value in values}}
-        related = {kind: bool(relationship_names(kinds[kind])) for kind in kinds}
-        keys = {
-            kind: [mapper.get_property_by_column(c).key for c in mapper.primary_key]
-            for kind, mapper in kinds.items()
-        }
-        for value in values:
-            if related[value.entity]:
-                value.remember()
-            instance = value.made()
-            if related[value.entity]:
-                replace_proxies(instance)
-            state = instance_state(instance)
-            if state.key is None:
-                held = state.dict
-                value.unkeyed = tuple(
-                    [name for name in keys[value.entity] if held.get(name) is None]
-                )
-        if on_conflict != "raise":
-            allowed = None if update_fields is None else set(update_fields)
-            new = [v for v in values if not v.is_row]
-            instances = [value.instance for value in new]
-            merged = merge(session, instances, on_conflict, allowed, size)
-            for value in new:
-                outcome = merged.get(instance_state(value.instance))
-                if outcome is not None:
-                    statuses[value], instance = outcome
-                    if instance is not value.instance:
-                        discard(session, value.instance)
-                        value.instance, value.was_known = instance, True
-            keyed, superseded = _keyed(
-                [v for v in new if v not in statuses], on_duplicate
+        _make(values)
+        if options.on_conflict != "raise":
+            statuses = write_by_key(
+                session,
+                values,
+                on_conflict=options.on_conflict,
+                allowed=options.allowed,
+                on_duplicate=options.on_duplicate,
+                size=options.size,
             )
-            found = rows_of(session, keyed)
-            statuses |= dict.fromkeys(superseded, "skipped")
-            for value, proxy in _chosen(keyed, found):
-                row = found[id(proxy)]
-                if on_conflict == "skip":
-                    statuses[value] = "skipped"
-                    continue
-                held = inspect(value.instance).dict
-                attributes = {
-                    name: held[name]
-                    for name in set_attributes(value.instance)
-                    if allowed is None or name in allowed
-                }
-                names = proxy._tenure_shape.names
-                attach(session, value, attributes, row, key=names)
         for value in values:
             if statuses.get(value) == "skipped":
                 discard(session, value.instance)
@@ -201,8 +112,8 @@ def flush(
             else:
                 statuses[value] = "created"
         created = [v.instance for v in values if statuses[v] == "created"]
-        new_ones = [i for i in created if instance_state(i).key is None]
-        write_new(session, new_ones, size)
+        new = [i for i in created if instance_state(i).key is None]
+        write_new(session, new, options.size)
         session.flush()
     written_in = innermost(session)
     for value in values:
@@ -210,6 +121,29 @@ def flush(
             value.placed_in = written_in
         value.is_row = value.is_row or statuses[value] != "skipped"
     return BulkReport([statuses[value] for value in values])
+
+
+def _make(values: Iterable[Value]) -> None:
+    """Make the instances of values, with instances in place of references."""
+    related: dict[type[Any], bool] = {}
+    keys: dict[type[Any], list[str]] = {}
+    for value in values:
+        kind = value.entity
+        if kind not in related:
+            mapper = inspect(kind)
+            related[kind] = bool(relationship_names(mapper))
+            keys[kind] = [
+                mapper.get_property_by_column(c).key for c in mapper.primary_key
+            ]
+        if related[kind]:
+            value.remember()
+        instance = value.made()
+        if related[kind]:
+            replace_proxies(instance)
+        state = instance_state(instance)
+        if state.key is None:
+            held = state.dict
+            value.unkeyed = tuple([n for n in keys[kind] if held.get(n) is None])
 
 
 def write_new(session: Session, instances: Iterable[Any], size: int) -> None:
@@ -370,16 +304,11 @@ def _circle(states: Iterable[State]) -> list[Any]:
         if state not in needs:
             needs[state] = _parents(state)
             waiting += needs[state]
-    while free := [s for s, on in needs.items() if not any(p in needs for p in on)]:
-        for state in free:
-            del needs[state]
-    path: list[State] = []
-    following = next(iter(needs), None)
-    while following is not None and following not in path:
-        path.append(following)
-        following = next(parent for parent in needs[following] if parent in needs)
-    start = path.index(following) if following is not None else 0
-    return [state.obj() for state in path[start:]]
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        return [state.obj() for state in error.args[1][:0:-1]]
+    return []
 
 
 def _parents(state: State) -> list[State]:

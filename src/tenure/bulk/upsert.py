@@ -1,24 +1,34 @@
 """
-New values written by key, around the unit of work.
+Write values whose row may exist, by key.
 
-How their rows are written is in :mod:`._upsert`, what is asked of their class in
-:mod:`._insert`. What does not fit goes the general way: its row is looked up, and the
-unit of work writes what differs.
+Most are upserted by way of a staged table; see :mod:`.write.staging`. For the others the
+row is looked up, and the unit of work writes what differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
-from ..mapping import identifiers
+from ..errors import ResolutionError
+from ..mapping import Shape, identifiers
+from ..references import Proxy, key_of
+from .attach import attach, discard
 from .dialects import orders_alike
 from .insertion import Insertion, State, Values, insertion
-from .report import Status
+from .lookup import Unfound, batches, failure, look_up
+from .report import Failure, Status
+from .value import Named, Value, choose, keys_of, set_attributes, token_of_key
 from .write import Outcome, Target, in_key_order, stage
+
+#: A value, and its keys.
+Keyed = tuple[Value, list[Named]]
+
+OnDuplicate = Literal["raise", "first", "last"]
 
 #: What became of a value, and the session's instance of its row.
 Merged = tuple[Status, Any]
@@ -255,4 +265,131 @@ def _spelled(writer: Insertion, names: Iterable[str]) -> set[str]:
         prop: Any = writer.mapper.attrs.get(name)
         for column in getattr(prop, "local_columns", None) or prop.columns:
             found.add(writer.mapper.get_property_by_column(column).key)
+    return found
+
+
+def write_by_key(
+    session: Session,
+    values: Iterable[Value],
+    *,
+    on_conflict: Literal["update", "skip"],
+    allowed: set[str] | None,
+    on_duplicate: OnDuplicate,
+    size: int,
+) -> dict[Value, Status]:
+    """
+    Write values whose row may exist, or prepare them for the unit of work.
+
+    Return the status of each value for which it is known.
+
+    Args:
+        allowed: The attributes that an update may change; ``None``: all that are set.
+        size: How many are written at once, where it is known that their keys differ.
+    """
+    statuses: dict[Value, Status] = {}
+    new = [v for v in values if not v.is_row]
+    instances = [value.instance for value in new]
+    merged = merge(session, instances, on_conflict, allowed, size)
+    for value in new:
+        outcome = merged.get(instance_state(value.instance))
+        if outcome is not None:
+            statuses[value], instance = outcome
+            if instance is not value.instance:
+                discard(session, value.instance)
+                value.instance, value.was_known = instance, True
+    left = [v for v in new if v not in statuses]
+    keyed, superseded = _keyed(left, on_duplicate)
+    found = rows_of(session, keyed)
+    statuses |= dict.fromkeys(superseded, "skipped")
+    for value, proxy in _chosen(keyed, found):
+        if on_conflict == "skip":
+            statuses[value] = "skipped"
+            continue
+        held = inspect(value.instance).dict
+        attributes = {
+            name: held[name]
+            for name in set_attributes(value.instance)
+            if allowed is None or name in allowed
+        }
+        names = proxy._tenure_shape.names
+        attach(session, value, attributes, found[id(proxy)], key=names)
+    return statuses
+
+
+def _keyed(
+    values: Sequence[Value], on_duplicate: OnDuplicate
+) -> tuple[list[Keyed], list[Value]]:
+    """Pair each value with its keys in columns; give the superseded ones apart."""
+    keyed: dict[Any, Keyed] = {}
+    superseded: list[Value] = []
+    twice: list[Failure] = []
+    for value in values:
+        instance = value.made()
+        keys = list(keys_of(instance))
+        if not keys:
+            continue
+        proxy, columns = keys[0]
+        token = token_of_key(proxy._tenure_shape, columns)
+        earlier = keyed.get(token)
+        if earlier is not None and earlier[0].made() is not instance:
+            if on_duplicate == "raise":
+                entity = proxy._tenure_shape.entity
+                message = "more than one value of this bulk has this key"
+                key = key_of(proxy)
+                twice.append(Failure(entity, key, "ambiguous", message=message))
+                continue
+            if on_duplicate == "first":
+                superseded.append(value)
+                continue
+            superseded.append(earlier[0])
+        keyed[token] = (value, keys)
+    if twice:
+        raise ResolutionError(twice)
+    return list(keyed.values()), superseded
+
+
+def _chosen(
+    keyed: Iterable[Keyed], rows: Mapping[int, dict[str, Any]]
+) -> list[tuple[Value, Proxy]]:
+    """Pair each value that has a row with the key that names it."""
+
+    def identity(key: Proxy) -> tuple[Any, ...] | None:
+        row, mapper = rows.get(id(key)), key._tenure_shape.mapper
+        if row is None:
+            return None
+        return tuple(
+            row[mapper.get_property_by_column(column).key]
+            for column in mapper.primary_key
+        )
+
+    chosen = [(value, choose((k for k, _ in keys), identity)) for value, keys in keyed]
+    failures = [each for _, each in chosen if isinstance(each, Failure)]
+    if failures:
+        raise ResolutionError(failures)
+    return [(value, key) for value, key in chosen if type(key) is Proxy]
+
+
+def rows_of(session: Session, keyed: Sequence[Keyed]) -> dict[int, dict[str, Any]]:
+    """Look up the rows of keyed values: their loaded columns by attribute."""
+    found: dict[int, dict[str, Any]] = {}
+    groups: dict[Shape, tuple[list[Proxy], list[tuple[Any, ...]]]] = {}
+    for proxy, columns in (key for _, keys in keyed for key in keys):
+        group = groups.setdefault(proxy._tenure_shape, ([], []))
+        group[0].append(proxy)
+        group[1].append(columns)
+    for shape, (proxies, keys) in groups.items():
+        names = [prop.key for prop in shape.mapper.column_attrs]
+        wanted = tuple(prop.columns[0] for prop in shape.mapper.column_attrs)
+        for batch in batches(shape, proxies, keys):
+            rows, several = look_up(session, batch, columns=wanted)
+            if several:
+                raise ResolutionError(
+                    [
+                        failure(Unfound(batch.proxies[place], "ambiguous", answers))
+                        for place, answers in several.items()
+                    ]
+                )
+            for proxy, row in zip(batch.proxies, rows, strict=True):
+                if row is not None:
+                    found[id(proxy)] = dict(zip(names, row, strict=True))
     return found

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from ...mapping import new_instance
 from ..dialects import can_copy, comparable
-from ..save import flush
+from ..save import FlushOptions, flush
 from ..value import Value
 from ..write import (
     Copy,
@@ -117,13 +117,10 @@ class UnitOfWork:
                 setattr(instance, name, value)
             instances.append(instance)
         values = [Value.of(instance, entity) for instance in instances]
-        report = flush(
-            self.session,
-            values,
-            on_conflict=self.target.on_conflict,
-            update_fields=None,
-            on_duplicate="first",
+        options = FlushOptions(
+            on_conflict=self.target.on_conflict, on_duplicate="first"
         )
+        report = flush(self.session, values, options)
         for value in values:
             # What the session knew before is the program's.
             if inspect(value.instance).persistent and not value.was_known:

@@ -1,7 +1,14 @@
 """Write rows of one table, in as few calls of the driver as possible."""
 
-from .bypass import LIFE_EVENTS, OnConflict, default_maker, why_not_bypassed
-from .copy import Copy
+from .bypass import (
+    LIFE_EVENTS,
+    NOT_SET,
+    Attribute,
+    OnConflict,
+    is_sql,
+    why_not_bypassed,
+)
+from .copy import Copy, draw_keys
 from .locks import take_write_lock, take_write_locks
 from .rows import (
     Processed,
@@ -16,6 +23,8 @@ from .tables import Habits, TableInDatabase
 
 __all__ = [
     "LIFE_EVENTS",
+    "NOT_SET",
+    "Attribute",
     "Copy",
     "Habits",
     "OnConflict",
@@ -26,8 +35,9 @@ __all__ = [
     "TableInDatabase",
     "Target",
     "Written",
-    "default_maker",
+    "draw_keys",
     "in_key_order",
+    "is_sql",
     "one_zone",
     "stage",
     "take_write_lock",

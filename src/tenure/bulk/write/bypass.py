@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import repeat
 from typing import Any, Literal
 
-from sqlalchemy import Column, Table
+from sqlalchemy import ClauseElement, Column, Table
 from sqlalchemy.orm import Mapper, Session
 
 from ..._private import insert_defaults
@@ -142,3 +142,38 @@ def default_maker(column: Column[Any]) -> Callable[[], Any] | None:
     if where != "sqlalchemy.sql.schema":
         return None
     return lambda: default.arg(None)
+
+
+class Attribute:
+    """A column of the rows, the attribute it is, and its default."""
+
+    __slots__ = ("column", "evaluates_none", "is_left_out", "key", "maker")
+
+    def __init__(self, mapper: Mapper[Any], of: Any) -> None:
+        self.column: Column[Any] = of
+        self.key = mapper.get_property_by_column(of).key
+        #: Whether None is a value of its own, as the null of JSON is.
+        self.evaluates_none = of.type.should_evaluate_none
+        #: Makes the value where none was set.
+        self.maker = default_maker(of)
+        #: Whether a row without a value does without the column.
+        self.is_left_out = self.maker is None and (
+            of.server_default is not None or of.primary_key or self.evaluates_none
+        )
+
+    @property
+    def nothing(self) -> Any:
+        """What stands for no value."""
+        return NOT_SET if self.evaluates_none else None
+
+
+def is_sql(kind: type[Any]) -> bool:
+    """Whether values of a type are SQL, not values of a column."""
+    return issubclass(kind, ClauseElement) or hasattr(kind, "__clause_element__")
+
+
+class _NotSet:
+    pass
+
+
+NOT_SET = _NotSet()

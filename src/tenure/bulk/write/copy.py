@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Integer, bindparam, cast, func, select
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.util import await_only
 
 from ..._private import dbapi_errors_of_asyncpg
@@ -51,6 +52,43 @@ class Copy(Processed):
             rows,
             meanwhile,
         )
+
+    def send_columns(
+        self,
+        columns: Sequence[Sequence[Any]],
+        order: Iterable[int],
+        meanwhile: Callable[[], None],
+    ) -> None:
+        """:meth:`send` rows that are given by column, in *order*."""
+        try:
+            rows = self.rows(columns)
+            self.send([rows[n] for n in order], meanwhile)
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            # What a type refuses comes like this from any other statement.
+            what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
+            raise sa_exc.StatementError(what, self.into, None, error) from error
+
+
+def draw_keys(
+    connection: Connection, column: Any, sequence: str | None, count: int
+) -> list[Any]:
+    """
+    Draw *count* keys from the sequence of a column, all at once.
+
+    Args:
+        sequence: Its name, where the column has no default of its own.
+    """
+    if column.default is not None:
+        following = column.default.next_value()
+    else:
+        name = cast(bindparam("tenure_sequence", sequence), REGCLASS)
+        following = func.nextval(name)
+    parameter = bindparam("tenure_count", count, Integer)
+    numbers = func.generate_series(1, parameter).table_valued("n", name="tenure_number")
+    # In one row: fetching as many of them takes longer than drawing.
+    drawn = select(func.array_agg(following, type_=ARRAY(column.type)))
+    made: Any = connection.scalar(drawn.select_from(numbers))
+    return list(made)
 
 
 def copy_rows(
