@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
+# What follows --db in ARGS.
+DATABASES = $(shell echo '$(ARGS)' | grep -oE -- '--db[= ][a-z]+' | sed 's/--db.//' | xargs)
 
 .PHONY: demo test compat lint types bench journeys sync servers clean
 
@@ -38,7 +40,7 @@ sync: $(VENV)/.ready
 
 # Those that ARGS asks for with --db; all without.
 servers: $(VENV)/.ready
-	@sh tools/setup.sh servers $(filter postgresql mariadb sqlite,$(subst =, ,$(ARGS)))
+	@sh tools/setup.sh servers $(DATABASES)
 
 clean:
 	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis \

@@ -83,6 +83,8 @@ def test_version_stands_once() -> None:
         ("--db sqlite", "sqlite"),
         ("-k scope --db=postgresql", "postgresql"),
         ("--db postgresql --db mariadb", "postgresql mariadb"),
+        ("-k sqlite", ""),
+        ("--db sqlite -k postgresql", "sqlite"),
     ],
 )
 def test_servers_to_install(arguments: str, servers: str) -> None:

@@ -1,9 +1,9 @@
 """
 What is current: the session, the bulk, the application.
 
-The only file that sets these variables. A scope may be left in another context
-than the one it was entered in (frameworks finish generators that way), where a
-token could not be reset, so state is restored by comparing what is current.
+A scope may be left in another context than the one it was entered in (frameworks finish
+generators that way), where a token cannot be reset. So whoever sets a variable restores
+it only if its own value is current.
 """
 
 from __future__ import annotations
