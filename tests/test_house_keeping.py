@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import tomllib
@@ -90,8 +91,13 @@ def test_version_stands_once() -> None:
 def test_servers_to_install(arguments: str, servers: str) -> None:
     """Only the servers that ``--db`` names are installed; without it, all."""
     done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "servers", f"ARGS={arguments}"],
+        [
+            *("make", "-n", "--no-print-directory", "-o", ".venv/.ready"),
+            *("servers", f"ARGS={arguments}"),
+        ],
         cwd=ROOT,
+        # Not those of the make that may run the tests.
+        env={k: v for k, v in os.environ.items() if "MAKE" not in k and k != "MFLAGS"},
         capture_output=True,
         text=True,
         check=True,
