@@ -43,7 +43,8 @@ made: Counter[str] = Counter()
 def swap() -> None:
     """Put our classes wherever SQLAlchemy's modules name its own."""
     for plain, ours in CLASSES.items():
-        strangers = [cls for cls in plain.__subclasses__() if cls is not ours]
+        # Ours may be made in steps.
+        strangers = [c for c in plain.__subclasses__() if not issubclass(ours, c)]
         # ShardedSession, say: its base has to be ours, so it has to come later.
         if strangers:
             raise RuntimeError(f"too late to swap {plain}: there is {strangers}")
