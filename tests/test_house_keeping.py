@@ -68,6 +68,29 @@ def test_names(page: str) -> None:
     assert set(re.findall(r"make ([a-z]+)", text)) - {"is"} <= targets
 
 
+def test_files_of_the_design() -> None:
+    """Each file that docs/design.md names exists, and each room is in its table."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    source = ROOT / "src" / "tenure"
+    rooms = {
+        str(door.parent.relative_to(source))
+        for door in source.glob("*/**/__init__.py")
+        if door.parent.name != "cli"
+    }
+    named = set(re.findall(r"^\| `([\w/]+)` \|", text, re.MULTILINE))
+    files = set(re.findall(r"`([\w/]+\.py)`", text))
+    known = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    known |= {str(path.relative_to(ROOT)) for path in TESTS.rglob("*.py")}
+
+    assert rooms == named
+    # In the table of rooms a file is named by itself.
+    assert set() == {
+        file
+        for file in files
+        if not any(f"/{each}".endswith(f"/{file}") for each in known)
+    }
+
+
 def test_version_stands_once() -> None:
     """The version is written in the package, and read from there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
+    MappedAsDataclass,
     Session,
     mapped_column,
     orm_insert_sentinel,
@@ -39,6 +40,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tenure import _private
 from tenure._private import HookedPool, RefusingState, UnmanagedList, is_sentinel
+from tenure.mapping import new_instance
 
 
 class TestHookedPool:
@@ -317,12 +319,45 @@ def test_statement_of_lambda() -> None:
     )
 
 
+class Data(MappedAsDataclass, DeclarativeBase):
+    pass
+
+
+class Shape(Data):
+    __tablename__ = "shape"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "shape"}
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    kind: Mapped[str] = mapped_column(init=False)
+
+
+class Square(Shape):
+    __mapper_args__ = {"polymorphic_identity": "square"}
+
+    size: Mapped[int | None] = mapped_column(default=1, use_existing_column=True)
+
+
+class Circle(Shape):
+    __mapper_args__ = {"polymorphic_identity": "circle"}
+
+    size: Mapped[int | None] = mapped_column(default=2, use_existing_column=True)
+
+
 def test_insert_defaults() -> None:
-    """Defaults of attributes apart from columns are found, where there are such."""
-    assert not any(_private.insert_defaults(inspect(Parent)).values()), (
+    """Defaults apart from columns are found, where a flush uses such."""
+    engine = create_engine("sqlite://")
+    Data.metadata.create_all(engine)
+    circle = new_instance(inspect(Circle))
+    with Session(engine) as session:
+        session.add(circle)
+        session.flush()
+        written = session.scalar(text("SELECT size FROM shape"))
+    is_apart = written != inspect(Circle).columns["size"].default.arg
+    assert is_apart is any(_private.insert_defaults(inspect(Circle)).values()), (
         "SQLAlchemy keeps defaults of attributes elsewhere than in "
         "Mapper._insert_orm_defaults: see _private.insert_defaults"
     )
+    assert not any(_private.insert_defaults(inspect(Parent)).values())
 
 
 def test_made_persistent() -> None:
@@ -358,22 +393,18 @@ def test_part_of_a_transaction() -> None:
 
 
 def test_orphans() -> None:
-    """An object that has left its collection is told."""
-    session, parent, _ = with_child()
-    child = Owned()
+    """An object that has left its collection outside of any session is told."""
+    parent, child = Parent(), Owned()
     parent.owned.append(child)
-    parent.owned.remove(child)
     state = instance_state(child)
+    assert not _private.is_orphan(state.mapper, state)
+    assert not _private.was_orphaned(state)
+    parent.owned.remove(child)
     assert _private.is_orphan(state.mapper, state), (
         "SQLAlchemy finds orphans otherwise than by Mapper._is_orphan(): see "
         "_private.is_orphan"
     )
-    session.flush()
-    session.add(child)
-    parent.owned.append(child)
-    parent.owned.remove(child)
-    session.flush()
-    assert isinstance(_private.was_orphaned(state), bool), (
+    assert _private.was_orphaned(state), (
         "SQLAlchemy marks orphans elsewhere than in _orphaned_outside_of_session: see "
         "_private.was_orphaned"
     )

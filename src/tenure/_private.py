@@ -23,10 +23,12 @@ from sqlalchemy.types import TypeEngine
 #: ``inspect()`` walks the classes of a value, and this is asked for each of a payload.
 STATE = "_sa_instance_state"
 
+# Of a session and of a transaction.
+_NEW = "_new"
+
 #: Give what a flush of a session would write, as the session itself keeps it: the new
 #: and the deleted objects by state, and the set of changed states. ``session.new`` and
 #: the like copy it.
-_NEW = "_new"
 pending: Callable[[Session], tuple[dict[Any, Any], dict[Any, Any], set[Any]]] = (
     attrgetter(_NEW, "_deleted", "identity_map._modified")
 )

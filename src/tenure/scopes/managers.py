@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from ..context import is_async
 from ..errors import SessionError, TenureError, wrap
 from ..sessions import Session
-from .scope import Ending, Scope
+from .scope import Block, Ending
 
 if TYPE_CHECKING:
     from ..sessions import AsyncSession
@@ -37,7 +37,7 @@ def _refuse(function: Any, kind: str, why: str) -> NoReturn:
     raise SessionError(f"{kind}() cannot decorate {name}, {why}")
 
 
-class session_manager(Scope):  # noqa: N801  # used like a function
+class session_manager(Block):  # noqa: N801  # used like a function
     """
     A block with a session: the current one, or a new one that the block owns.
 
@@ -127,7 +127,7 @@ class session_manager(Scope):  # noqa: N801  # used like a function
             translate(error)
 
 
-class async_session_manager(Scope):  # noqa: N801  # used like a function
+class async_session_manager(Block):  # noqa: N801  # used like a function
     """Async :class:`session_manager`."""
 
     kind = "async_session_manager"

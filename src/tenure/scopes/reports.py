@@ -86,7 +86,8 @@ def _describe(session: Session, manager: DatabaseManager, now: float) -> OpenSes
     scope: Any = session._tenure_scope if _is_in_block(session) else None
     if scope is not None:
         since, line = scope.opened, scope.line
-    assert line is not None
+    # It began in a block of its session, which has ended.
+    line = line or session._tenure_scope.line
     last = session._last
     return OpenSession(
         scope=None if scope is None else scope.kind,

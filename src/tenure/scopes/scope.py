@@ -104,7 +104,7 @@ def ending(
     return "lose" if has_written else "discard"
 
 
-class Scope(Watch):
+class Block(Watch):
     """What both drivers share: arguments, the decision, the context."""
 
     kind: ClassVar[str]

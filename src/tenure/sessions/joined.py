@@ -31,7 +31,8 @@ class Watch:
         """Begin to look at what *session* writes."""
         self.watched = session
         # In line: every block that joins asks.
-        if any(pending(session)):
+        new, deleted, modified = pending(session)
+        if new or deleted or modified:
             self._waited = _waiting(session)
         watches = session._watches
         session._watches = (*watches, self) if watches else (self,)

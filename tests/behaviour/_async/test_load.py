@@ -868,7 +868,7 @@ class TestTransactions:
             yield {"code": "c"}
 
         async with session.bulk() as bulk:
-            with pytest.raises(LoadError, match=f"{who} ended the transaction"):
+            with pytest.raises(LoadError, match=f"{who} committed or rolled back"):
                 await bulk.load(
                     source(),
                     AuthorIn,

@@ -170,7 +170,7 @@ class TestMissing:
             (5, "circle"),
         ] == sorted((reject.line, reject.reason) for reject in report.rejects)
         assert (
-            "before: Step('b') is a row of the source that waits for this one"
+            "before: circular reference: Step('b') and this row need each other"
         ) in map(str, report.rejects)
 
     @pytest.mark.parametrize("batch_size", [1, 1_000])

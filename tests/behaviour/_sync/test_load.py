@@ -832,7 +832,7 @@ class TestTransactions:
             yield {"code": "c"}
 
         with session.bulk() as bulk:
-            with pytest.raises(LoadError, match=f"{who} ended the transaction"):
+            with pytest.raises(LoadError, match=f"{who} committed or rolled back"):
                 bulk.load(
                     source(),
                     AuthorIn,

@@ -150,7 +150,7 @@ def test_refused_by_the_database(session: Session) -> None:
 
     assert {"Sample": (2, 1, 2)} == references(report)
     assert [(2, "missing")] == [(r.line, r.reason) for r in report.rejects]
-    assert "it cannot be made: " in report.rejects[0].message
+    assert "it cannot be inserted: " in report.rejects[0].message
     assert 2 == count(session, Sample)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapper
 from ...errors import said
 from ...mapping import Shape, identifiers, is_filled, property_of
 from ...references import Proxy, is_resolved, row_lost, rows_found, shape_of
-from ..lookup import by_shape, part_values
+from ..lookup import by_shape, part_values, refused_by_halves
 from ..write import Row, Target, take_write_locks
 from .layout import Rows
 from .link import Linker, is_pending, nested_in
@@ -145,29 +145,31 @@ class Creator:
                 self._look_again(reference)
             if not is_resolved(reference):
                 self.linker.problems[id(reference)] = refused.get(
-                    id(reference), "the database did not keep the one that was made"
+                    id(reference),
+                    "it was inserted, but not found afterwards; does a trigger remove it?",
                 )
 
     def _write(
         self, target: Target, rows: list[Row], references: list[Proxy]
     ) -> dict[int, str]:
-        """Insert rows; give by reference why the database has refused one."""
+        """Insert rows; return by reference why the database refused one."""
         connection = self.attempts.connection(target.mapper)
         write = writer(self.attempts.session, connection, target)
-        written, error = self.attempts.tried(
-            lambda: write.write(write.rows(list(zip(*rows, strict=True))))
-        )
-        if written is not None:
-            name = target.mapper.class_.__name__
-            self.report.count_of(name).created += written.created
-            return {}
-        if len(rows) == 1:
-            assert error is not None
-            return {id(references[0]): f"it cannot be made: {said(error)}"}
-        middle = len(rows) // 2
-        return self._write(target, rows[:middle], references[:middle]) | self._write(
-            target, rows[middle:], references[middle:]
-        )
+        count = self.report.count_of(target.mapper.class_.__name__)
+
+        def step(some: Sequence[int]) -> Exception | None:
+            columns = list(zip(*(rows[n] for n in some), strict=True))
+            written, error = self.attempts.tried(
+                lambda: write.write(write.rows(columns))
+            )
+            if written is not None:
+                count.created += written.created
+            return error
+
+        return {
+            id(references[n]): f"it cannot be inserted: {said(error)}"
+            for n, error in refused_by_halves(range(len(rows)), step)
+        }
 
     def _look_again(self, reference: Proxy) -> None:
         """

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapper
 from ...context import SESSION_BULK_CONTEXT
 from ...mapping import columns_held, identifiers
 from ...references import Proxy, Registry, is_resolved, serialize_reference, shape_of
-from ..lookup import resolve
+from ..lookup import refused_by_halves, resolve
 from ..write import Row
 from .layout import ReferenceField, Rows
 from .report import LoadReport, Rejects
@@ -86,17 +86,17 @@ class Linker:
 
     def resolve(self, references: Sequence[Proxy]) -> None:
         """Look references up; one whose key is refused stays unresolved."""
-        if not references:
-            return
         session = self.attempts.session
-        outcome, _ = self.attempts.tried(lambda: resolve(session, references))
-        if outcome is not None:
-            outcome.record()
-        elif len(references) > 1:
-            # In their order: what is inside of a key was registered before it.
-            middle = len(references) // 2
-            self.resolve(references[:middle])
-            self.resolve(references[middle:])
+
+        def step(some: Sequence[Proxy]) -> Exception | None:
+            found, error = self.attempts.tried(lambda: resolve(session, some))
+            if found is not None:
+                found.record()
+            return error
+
+        # In their order: what is inside of a key was registered before it.
+        for _ in refused_by_halves(references, step):
+            pass  # it stays unresolved
 
     def is_own(self, reference: Proxy) -> bool:
         """Whether what *reference* names may be a row of this load."""
@@ -159,7 +159,9 @@ class Linker:
             described = f"{name}({', '.join(map(repr, key))})"
             if in_circles and any(map(self.is_own, nested_in(value))):
                 reason = "circle"
-                message = f"{described} is a row of the source that waits for this one"
+                message = (
+                    f"circular reference: {described} and this row need each other"
+                )
             else:
                 reason = "missing"
                 message = f"there is no {described}"

@@ -273,8 +273,8 @@ class _Loader:
         yield
         if before[0] is not None and before != self._transactions:
             raise LoadError(
-                f"{who} ended the transaction of the load, so nobody can say what is "
-                f"left of it; let {who} use a session of its own"
+                f"{who} committed or rolled back the load's transaction, so its counts "
+                f"are unknown; let {who} use a session of its own"
             )
 
     @property

@@ -18,7 +18,7 @@ from ...mapping import identifiers
 from ...references import Proxy, is_resolved, shape_of
 from .layout import Layout, Rows
 from .link import is_kin, is_pending, nested_in
-from .spool import Aside, token_of_key, token_of_reference
+from .spool import Aside, hint_of_key, hint_of_reference
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +64,7 @@ class Order:
                 self._named.setdefault(number, []).append(waiter)
                 for each in nested_in(reference):
                     if is_pending(each):
-                        alike = self._alike.setdefault(token_of_reference(each), {})
+                        alike = self._alike.setdefault(hint_of_reference(each), {})
                         alike[id(each)] = each
             self._doubtful[id(waiter)] = waiter
 
@@ -77,7 +77,7 @@ class Order:
             named = [batch.fields[r.position] for r in layout.references]
             for n in batch.kept:
                 tokens = {
-                    names: token_of_key(names, [fields[name][n] for name in names])
+                    names: hint_of_key(names, [fields[name][n] for name in names])
                     for names in spellings
                 }
                 pending = {
@@ -162,7 +162,7 @@ class Order:
             queue = self._queue(waiter)
             if not queue or queue[0] is not waiter or waiter.is_behind:
                 continue
-            tokens = map(token_of_reference, waiter.pending.values())
+            tokens = map(hint_of_reference, waiter.pending.values())
             if not any(map(self.aside.is_expected, tokens)):
                 found.append(queue.popleft())
         return sorted(found, key=lambda waiter: waiter.line)
@@ -187,7 +187,7 @@ class Order:
                 self.batches[waiter.place].records[waiter.position],
                 key=waiter.key,
                 has=waiter.tokens,
-                wants=[token_of_reference(p) for p in waiter.pending.values()],
+                wants=[hint_of_reference(p) for p in waiter.pending.values()],
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Mapper, Session
 from ...errors import said
 from ...mapping import identifiers
 from ..dialects import ensure_transaction, orders_alike
-from ..lookup import Batch, look_up
+from ..lookup import Batch, look_up, refused_by_halves
 from ..write import OnConflict, Row, Target, in_key_order
 from .layout import Layout, Rows
 from .report import LoadReport, Rejects
@@ -238,7 +239,7 @@ class RefusingWriter:
         else:
             self._halved(writing, origins)
 
-    def _written(self, writing: _Writing, origins: list[int]) -> Exception | None:
+    def _written(self, writing: _Writing, origins: Sequence[int]) -> Exception | None:
         """Write rows and count them, or give the error about one of them."""
         rows = [writing.rows[n] for n in origins]
         written, error = self.attempts.tried(lambda: writing.writer.write(rows))
@@ -251,16 +252,12 @@ class RefusingWriter:
         return error
 
     def _halved(self, writing: _Writing, origins: list[int]) -> list[int]:
-        """Write rows; find those that are refused by halving, reject and give them."""
-        error = self._written(writing, origins) if origins else None
-        if error is None:
-            return []
-        if len(origins) == 1:
-            self._reject_refused(writing, origins[0], error)
-            return origins
-        middle = len(origins) // 2
-        refused = self._halved(writing, origins[:middle])
-        return refused + self._halved(writing, origins[middle:])
+        """Write rows; reject those that are refused, and return them."""
+        refused = []
+        for n, error in refused_by_halves(origins, partial(self._written, writing)):
+            self._reject_refused(writing, n, error)
+            refused.append(n)
+        return refused
 
     def _without_duplicates(self, writing: _Writing, origins: list[int]) -> None:
         """

@@ -223,7 +223,7 @@ def _told() -> Iterator[None]:
         ) from error
 
 
-def token_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
+def hint_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
     """
     Give what stands for a key; only a hint, as what is equal is the database's.
 
@@ -235,9 +235,9 @@ def token_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def token_of_reference(reference: Proxy) -> bytes:
+def hint_of_reference(reference: Proxy) -> bytes:
     """Give what stands for the key of *reference*."""
-    return token_of_key(shape_of(reference).names, reference._tenure_values)
+    return hint_of_key(shape_of(reference).names, reference._tenure_values)
 
 
 def _spelled(value: Any) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy import ClauseElement, Column, Table
 from sqlalchemy.orm import Mapper, Session
 
 from ..._private import insert_defaults
+from ...mapping import property_of
 
 _FLUSH_EVENTS = ("before_flush", "after_flush", "after_flush_postexec")
 #: Events of a session about one object, which a flush of new objects sends.
@@ -109,7 +110,7 @@ def _of_instances(mapper: Mapper[Any], table: Table) -> Iterator[str]:
         default = column.default
         if default is None or (default.is_sequence and column.primary_key):
             continue
-        if not mapper.columns.contains_column(column) or default_maker(column) is None:
+        if property_of(mapper, column) is None or default_maker(column) is None:
             yield f"{name}.{column.key} has a default made by SQL, or from the row"
 
 
