@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from time import time
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import asyncpg
 import pytest
@@ -325,20 +325,23 @@ class Data(MappedAsDataclass, DeclarativeBase):
 
 class Shape(Data):
     __tablename__ = "shape"
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "shape"}
+    __mapper_args__: ClassVar[dict[str, str]] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "shape",
+    }
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     kind: Mapped[str] = mapped_column(init=False)
 
 
 class Square(Shape):
-    __mapper_args__ = {"polymorphic_identity": "square"}
+    __mapper_args__: ClassVar[dict[str, str]] = {"polymorphic_identity": "square"}
 
     size: Mapped[int | None] = mapped_column(default=1, use_existing_column=True)
 
 
 class Circle(Shape):
-    __mapper_args__ = {"polymorphic_identity": "circle"}
+    __mapper_args__: ClassVar[dict[str, str]] = {"polymorphic_identity": "circle"}
 
     size: Mapped[int | None] = mapped_column(default=2, use_existing_column=True)
 

@@ -70,6 +70,7 @@ def wrong_code(payload: Payload, session: Session) -> None:
     payload.city = "PAR"  # assignment
     payload.city.nope  # attr-defined
     session.bulk().resolve(strategy="bound")  # arg-type
+    AsyncSession().bulk().flush(on_conflict="overwrite")  # unused-coroutine arg-type
     CityIn(code=1)  # arg-type
 """
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import (
     AsyncSession,
+    BulkReport,
     Choice,
     Database,
     Key,
@@ -79,6 +80,8 @@ async def async_scopes_give_async_sessions(db: Database) -> None:
     async with db.async_session_manager() as session, session.bulk() as bulk:
         assert_type(session, AsyncSession)
         assert_type(await bulk.resolve(), Resolution)
+        assert_type(await bulk.commit(on_conflict="update"), BulkReport)
+        assert_type(await bulk.rollback(), None)
         assert_type(await bulk.load("x.csv", CityIn), LoadReport)
 
 

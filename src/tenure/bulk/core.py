@@ -92,14 +92,18 @@ class Bulk(Holding):
         """Whether a block of this bulk is open."""
         return bool(self._previous)
 
-    @staticmethod
-    def _do(session: Any, work: Callable[..., R], *args: Any, **options: Any) -> R:
-        """Do *work* on a session that nobody else uses meanwhile."""
+    @property
+    def _sync_session(self) -> Any:
+        return getattr(self.session, "sync_session", self.session)
+
+    def _do(self, work: Callable[..., R], *args: Any) -> R:
+        """Do *work* on the session, which nobody else uses meanwhile."""
+        session = self._sync_session
         in_turn = getattr(session, "_in_turn", None)
         if in_turn is None:
             # One of SQLAlchemy's own, which knows no turns.
-            return work(session, *args, **options)
-        result: R = in_turn(work, *args, **options)
+            return work(session, *args)
+        result: R = in_turn(work, *args)
         return result
 
     def _resolve(
@@ -281,7 +285,7 @@ class Bulk(Holding):
         return [failure(each, places.get(id(each[0]), ())) for each in found]
 
     def _flush(self, session: Session, options: FlushOptions) -> BulkReport:
-        self._begin_writing(session, "flush")
+        self._begin_writing("flush")
         self._forget_undone(session)
         self._connect(session, lambda instance: True)
         self._mark_beginning(session)
@@ -334,9 +338,9 @@ class Bulk(Holding):
                 row_lost(proxy)
         self._named = [proxy for proxy in self._named if is_resolved(proxy)]
 
-    def _begin_writing(self, session: Any, name: str) -> None:
+    def _begin_writing(self, name: str) -> None:
         """Have a session of ours refuse, or note, that this bulk writes."""
-        begin_writing = getattr(session, "_begin_writing", None)
+        begin_writing = getattr(self._sync_session, "_begin_writing", None)
         if begin_writing is not None:
             begin_writing(f"bulk.{name}")
 

@@ -8,11 +8,11 @@ the two public classes differ in whether one waits for it.
 from __future__ import annotations
 
 from asyncio import sleep
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from contextlib import nullcontext
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from .load import Commit, LoadMissing, LoadReport, Progress, Source
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class SessionBulk(Bulk):
@@ -86,9 +89,7 @@ class SessionBulk(Bulk):
         Raises:
             ResolutionError: With every failure; nothing was changed.
         """
-        return self._do(
-            self.session, self._resolve, raise_errors, scope, strategy, batch_size
-        )
+        return self._do(self._resolve, raise_errors, scope, strategy, batch_size)
 
     def flush(
         self,
@@ -118,7 +119,7 @@ class SessionBulk(Bulk):
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
-        return self._do(self.session, self._flush, options)
+        return self._do(self._flush, options)
 
     def commit(
         self,
@@ -137,7 +138,7 @@ class SessionBulk(Bulk):
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
-        return self._do(self.session, self._commit, options)
+        return self._do(self._commit, options)
 
     def rollback(self) -> None:
         """
@@ -145,7 +146,7 @@ class SessionBulk(Bulk):
 
         Back to where it began, if the session was in a transaction already.
         """
-        self._do(self.session, self._rollback)
+        self._do(self._rollback)
 
     def load(
         self,
@@ -199,7 +200,7 @@ class SessionBulk(Bulk):
             RejectedRowsError: More than *max_errors* rows were rejected.
             DatabaseError: The database failed; a note says how far it got.
         """
-        self._begin_writing(self.session, "load")
+        self._begin_writing("load")
         options = loads.LoadOptions(
             on_missing=on_missing,
             on_conflict=on_conflict,
@@ -213,7 +214,24 @@ class SessionBulk(Bulk):
             null=null,
             format=format,
         )
-        return self._do(self.session, loads.load, source, into, options)
+        return self._do(loads.load, source, into, options)
+
+
+def _awaited(
+    method: Callable[Concatenate[SessionBulk, P], R],
+) -> Callable[Concatenate[AsyncSessionBulk, P], Coroutine[Any, Any, R]]:
+    """Return the async twin of a method: the same, run in a greenlet."""
+
+    async def twin(self: AsyncSessionBulk, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        bulk: Any = self
+        return await self.session.run_sync(lambda _: method(bulk, *args, **kwargs))
+
+    twin.__name__ = method.__name__
+    twin.__qualname__ = f"AsyncSessionBulk.{method.__name__}"
+    twin.__doc__ = f"Async :meth:`SessionBulk.{method.__name__}`."
+    # Not by functools.wraps: what follows __wrapped__ would find a plain function.
+    vars(twin)["__signature__"] = signature(method)
+    return twin
 
 
 class AsyncSessionBulk(Bulk):
@@ -236,56 +254,10 @@ class AsyncSessionBulk(Bulk):
     ) -> None:
         self._leave()
 
-    async def resolve(
-        self,
-        *,
-        raise_errors: bool = True,
-        scope: Scope = "all",
-        strategy: Strategy = "bind",
-        batch_size: int | None = None,
-    ) -> Resolution:
-        """Async :meth:`SessionBulk.resolve`."""
-        return await self.session.run_sync(
-            self._do, self._resolve, raise_errors, scope, strategy, batch_size
-        )
-
-    async def flush(
-        self,
-        *,
-        on_conflict: OnConflict = "raise",
-        update_fields: Iterable[str] | None = None,
-        batch_size: int | None = None,
-        on_duplicate: OnDuplicate = "raise",
-    ) -> BulkReport:
-        """Async :meth:`SessionBulk.flush`."""
-        options = FlushOptions(
-            on_conflict=on_conflict,
-            update_fields=update_fields,
-            on_duplicate=on_duplicate,
-            batch_size=batch_size,
-        )
-        return await self.session.run_sync(self._do, self._flush, options)
-
-    async def commit(
-        self,
-        *,
-        on_conflict: OnConflict = "raise",
-        update_fields: Iterable[str] | None = None,
-        batch_size: int | None = None,
-        on_duplicate: OnDuplicate = "raise",
-    ) -> BulkReport:
-        """Async :meth:`SessionBulk.commit`."""
-        options = FlushOptions(
-            on_conflict=on_conflict,
-            update_fields=update_fields,
-            on_duplicate=on_duplicate,
-            batch_size=batch_size,
-        )
-        return await self.session.run_sync(self._do, self._commit, options)
-
-    async def rollback(self) -> None:
-        """Async :meth:`SessionBulk.rollback`."""
-        await self.session.run_sync(self._do, self._rollback)
+    resolve = _awaited(SessionBulk.resolve)
+    flush = _awaited(SessionBulk.flush)
+    commit = _awaited(SessionBulk.commit)
+    rollback = _awaited(SessionBulk.rollback)
 
     async def load(
         self,
@@ -315,7 +287,7 @@ class AsyncSessionBulk(Bulk):
                 when the one before is written. One that can be closed is, at the end.
             progress: What it returns is awaited, if it can be.
         """
-        self._begin_writing(self.session.sync_session, "load")
+        self._begin_writing("load")
         pulled = loads.Pulled(source) if isinstance(source, AsyncIterable) else None
         async with nullcontext() if pulled is None else pulled.closed():
             options = loads.LoadOptions(
@@ -332,12 +304,9 @@ class AsyncSessionBulk(Bulk):
                 format=format,
             )
             report = await self.session.run_sync(
-                self._do,
-                loads.load,
-                pulled or source,
-                into,
-                options,
-                between=_let_others_run,
+                lambda _: self._do(
+                    loads.load, pulled or source, into, options, _let_others_run
+                )
             )
             if pulled is not None:
                 pulled.report = report
