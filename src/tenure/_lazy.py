@@ -10,7 +10,7 @@ from typing import Any
 
 def lazy(package: str, names: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
     """
-    Give the ``__getattr__`` of *package*.
+    Return the ``__getattr__`` of *package*.
 
     Args:
         names: For each module of the package, the names that are imported from it.

@@ -33,7 +33,7 @@ UNKNOWN = Line("?", 0, "?")
 
 
 def caller(frame: FrameType | None = None) -> Line:
-    """Give the innermost line around *frame* (or around here) that is the caller's."""
+    """Return the innermost line around *frame* (or here) that is the caller's."""
     for outer in _outward(frame or sys._getframe(1)):
         if not (_is_ours(outer) or _is_machinery(outer)):
             return _line(outer)
@@ -41,7 +41,7 @@ def caller(frame: FrameType | None = None) -> Line:
 
 
 def line_of_task(task: Task[Any]) -> Line:
-    """Give the line at which *task* waits for us."""
+    """Return the line at which *task* waits for us."""
     found = UNKNOWN
     inner: Any = task.get_coro()
     while inner is not None:
@@ -56,7 +56,7 @@ def line_of_task(task: Task[Any]) -> Line:
 
 
 def line_of_thread(ident: int) -> Line:
-    """Give the line at which the thread *ident* has called us."""
+    """Return the line at which the thread *ident* has called us."""
     frame = sys._current_frames().get(ident)
     found = None
     while frame is not None:

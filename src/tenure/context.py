@@ -32,7 +32,7 @@ class Using(Protocol):
     """A block in which sessions use one database."""
 
     def alias_for(self, manager: object) -> str | None:
-        """Give the alias for sessions of *manager*; ``None``: it says nothing."""
+        """Return the alias for sessions of *manager*; ``None``: it says nothing."""
 
 
 class Application(Protocol):
@@ -100,7 +100,7 @@ def uninstall(application: Application) -> None:
 
 
 def current_application() -> Application | None:
-    """Give the current application, else the installed one."""
+    """Return the current application, else the installed one."""
     application = APP_CONTEXT.get()
     if application is None and _installed:
         return _installed[0]
@@ -108,7 +108,7 @@ def current_application() -> Application | None:
 
 
 def restore(variable: ContextVar[Any], mine: object, previous: object) -> None:
-    """Put *previous* back, but only if *mine* is what is current here."""
+    """Restore *previous*, but only if *mine* is current here."""
     if variable.get() is mine:
         variable.set(previous)
 
@@ -126,7 +126,7 @@ def has_ended(session: Any) -> bool:
 
 def living(session: Any) -> Any:
     """
-    Give *session*, or what was current around it if it has ended.
+    Return *session*, or what was current around it if it has ended.
 
     Blocks of generators end in any order, and a task may outlive the block that
     it was started in.

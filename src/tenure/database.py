@@ -129,7 +129,7 @@ class Database:
         bind_arguments: Any = None,
     ) -> Choice:
         """
-        Say which engine a statement or a mapped class would go to, and why.
+        Return which engine a statement or a mapped class would go to, and why.
 
         Asked of the current session, if it is one of this database, else of a new
         one. Nothing is executed.

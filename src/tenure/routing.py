@@ -44,21 +44,21 @@ class DatabaseRouter:
     """
 
     def get_engine(self, resource: Any = None, **kwargs: Any) -> str | None:
-        """Give the alias for reading and writing *resource*."""
+        """Return the alias for reading and writing *resource*."""
         return None
 
     def get_read_engine(self, resource: Any = None, **kwargs: Any) -> str | None:
-        """Give the alias for reading *resource*."""
+        """Return the alias for reading *resource*."""
         return None
 
     def get_write_engine(self, resource: Any = None, **kwargs: Any) -> str | None:
-        """Give the alias for writing *resource*."""
+        """Return the alias for writing *resource*."""
         return None
 
     def is_migration_allowed(
         self, engine: str, package: str, **kwargs: Any
     ) -> bool | None:
-        """Say whether *package* may be migrated on *engine*; ``None``: no opinion."""
+        """Return whether *package* may migrate on *engine*; ``None``: no opinion."""
         return None
 
 
@@ -117,7 +117,7 @@ def choose(
     in_transaction: bool = False,
 ) -> tuple[str, str]:
     """
-    Give the alias for *resource* and what chose it.
+    Return the alias for *resource* and what chose it.
 
     All but the resource are hints: a router gets those it has parameters for.
 
@@ -191,7 +191,7 @@ _Question = tuple[Any, str, frozenset[str] | None, str]
 
 def may_migrate(routers: Iterable[Any], engine: str, package: str) -> bool:
     """
-    Give the first router's opinion; without one, migrating is allowed.
+    Return the first router's opinion; without one, migrating is allowed.
 
     Raises:
         RoutingError: A router raised.

@@ -95,7 +95,7 @@ Effect = Literal["reads", "may write", "writes"]
 
 def effect(statement: Any) -> Effect:
     """
-    Say what *statement* does to the data; locking what it reads counts as writing.
+    Return what *statement* does to the data; locking what it reads counts as writing.
 
     Of a statement made of text only what the text says.
     """

@@ -118,7 +118,7 @@ def _leave(
     relationship: RelationshipProperty[Any],
     which: Callable[[Any], bool] = lambda other: True,
 ) -> None:
-    """Let an instance and (some of) those it refers to not refer to each other."""
+    """Remove the links between an instance and (some of) those it refers to."""
     held = inspect(instance).dict.get(relationship.key)
     if held is None:
         return
@@ -160,7 +160,7 @@ def _keep_others(
     other: Any, relationship: RelationshipProperty[Any], instance: Any
 ) -> None:
     """
-    Let a collection that is not loaded have lost nothing but what was added to it.
+    Take back what was added to a collection that is not loaded.
 
     It may have forgotten that *instance* was, and a row that this becomes is not to
     leave it.

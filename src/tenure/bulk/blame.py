@@ -27,7 +27,7 @@ _SHOWN = 5
 
 
 def tell(error: Any, count: int, failures: Iterable[Failure]) -> None:
-    """Give an error the report of *count* values, none of which were written."""
+    """Attach to an error the report of *count* values, none of which were written."""
     failed: list[Status] = ["failed"] * count
     error.report = BulkReport(failed, tuple(failures))
     if isinstance(error, ResolutionError):
@@ -104,7 +104,7 @@ def _needed(mapper: Mapper[Any]) -> Iterator[str]:
 
 
 def _given(state: Any) -> dict[str, Any]:
-    """Give what is set, foreign keys by what they will be taken from as well."""
+    """Return the set attributes, and the foreign keys that relationships will set."""
     given = dict(state.dict)
     for relationship in state.mapper.relationships:
         parent = given.get(relationship.key)

@@ -182,7 +182,7 @@ class Holding:
             self._values.append(Value.of(given, entity))
 
     def entries(self) -> Iterator[BulkEntry]:
-        """Give everything the bulk holds: references, then values, as they came."""
+        """Return all that the bulk holds: references, then values, in their order."""
         for proxy in self._registry:
             entity = shape_of(proxy).entity
             given = self._placeholders.of(proxy) if self._placeholders else proxy
@@ -242,7 +242,7 @@ class Holding:
         return found
 
     def _references(self) -> Iterator[tuple[tuple[int | str, ...], Proxy]]:
-        """Give the references in what was given, and where they are."""
+        """Yield the references in payloads and values, and their locations."""
         payloads = list(self._payloads.values())
         for number, payload in enumerate(payloads):
             for loc, proxy in contents(payload):
@@ -256,7 +256,7 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
 
 
 def _adapter_of(type_: Any) -> TypeAdapter[Any]:
-    """Give what validates a type."""
+    """Return the ``TypeAdapter`` of a type."""
     if isinstance(type_, TypeAdapter):
         return type_
     try:

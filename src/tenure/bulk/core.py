@@ -170,7 +170,7 @@ class Bulk(Holding):
         ]
 
     def _record(self, session: Session, found: Found) -> None:
-        """Let references stand for the rows that were found."""
+        """Resolve references to the rows that were found."""
         with paused():
             found.record()
         if self._placeholders is not None:
@@ -233,7 +233,7 @@ class Bulk(Holding):
             )
 
     def _connect(self, session: Session, wanted: Callable[[Any], bool]) -> None:
-        """Tell SQLAlchemy of the references that values hold."""
+        """Connect the references that values hold, as SQLAlchemy relationships."""
         with session.no_autoflush:
             connect_all(
                 value.given
@@ -339,7 +339,7 @@ class Bulk(Holding):
         self._named = [proxy for proxy in self._named if is_resolved(proxy)]
 
     def _begin_writing(self, name: str) -> None:
-        """Have a session of ours refuse, or note, that this bulk writes."""
+        """Tell a session of tenure that this bulk writes; it may refuse."""
         begin_writing = getattr(self._sync_session, "_begin_writing", None)
         if begin_writing is not None:
             begin_writing(f"bulk.{name}")
@@ -382,7 +382,7 @@ _BULKS = "tenure.bulks"
 
 
 def _watch(session: Session, bulk: Bulk) -> None:
-    """Have *bulk* told of what *session* rolls back."""
+    """Record in *bulk* what *session* rolls back from now on."""
     bulks = session.info.get(_BULKS)
     if bulks is None:
         bulks = session.info[_BULKS] = WeakSet()

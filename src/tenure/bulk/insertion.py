@@ -59,7 +59,7 @@ Values = list[Any]
 def insertion(
     session: Session, mapper: Mapper[Any], on_conflict: OnConflict = "raise"
 ) -> Insertion | None:
-    """Give what writes new rows of a class, ``None`` where only the unit of work can."""
+    """Return the writer of new rows of a class; ``None``: only the unit of work can."""
     if why_not_bypassed(session, mapper, on_conflict=on_conflict) is not None:
         return None
     connection = session.connection(
@@ -210,7 +210,7 @@ class Insertion:
                 )
 
     def values(self, held: Sequence[dict[str, Any]]) -> list[Values]:
-        """Give what instances hold, by column."""
+        """Return the values that instances hold, by column."""
         return [
             [each.get(attribute.key, attribute.nothing) for each in held]
             for attribute in self.attributes
@@ -219,7 +219,7 @@ class Insertion:
     def refer(
         self, states: Sequence[State], columns: list[Values], drawn: dict[State, Any]
     ) -> None:
-        """Put the keys of parents where they are referred to."""
+        """Copy the keys of parents into the foreign keys that refer to them."""
         for relationship in self.parents:
             name = relationship.key
             pairs: Any = relationship.local_remote_pairs or ()
@@ -240,7 +240,7 @@ class Insertion:
     def _key_of(
         self, parent: Any, columns: Sequence[Column[Any]], drawn: dict[State, Any]
     ) -> tuple[Any, ...]:
-        """Give what refers to a parent; loads what the session does not know."""
+        """Return the instances that refer to a parent; loads those not there."""
         its = instance_state(parent)
         key = list(columns_held(parent, columns))
         for n, of in enumerate(columns):
@@ -252,7 +252,7 @@ class Insertion:
         return tuple(key)
 
     def odd(self, columns: list[Values]) -> set[int]:
-        """Say which rows hold SQL, or lack a key that only the database can make."""
+        """Return the rows that hold SQL, or lack a key that the database makes."""
         odd: set[int] = set()
         for place, attribute in enumerate(self.attributes):
             values = columns[place]
@@ -402,7 +402,7 @@ class Insertion:
     def make_persistent(
         self, states: Sequence[State], held: Sequence[dict[str, Any]]
     ) -> None:
-        """Let the session know the instances, as after a flush."""
+        """Register the instances in the session, as after a flush."""
         session: Any = self.session
         if any(getattr(session.dispatch, name) for name in LIFE_EVENTS):
             for state in states:

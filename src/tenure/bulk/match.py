@@ -114,7 +114,7 @@ class Local:
         return self._registry.find(key) or key
 
     def keys_of(self, value: Value) -> list[Proxy]:
-        """Give the keys that *value* is looked up by, the first one first."""
+        """Return the keys that *value* is looked up by, the first one first."""
         return [self.keys[value], *self.others.get(value, ())]
 
     def choose(self, rows: Mapping[int, tuple[Any, ...]]) -> list[Failure]:
@@ -146,7 +146,7 @@ class Local:
         return [self._registry.known(p) if type(p) is Proxy else p for p in found]
 
     def named(self, given: Any) -> Value | None:
-        """Give the value that a reference or an instance is, if it is one."""
+        """Return the value of this bulk that a reference or an instance is, if any."""
         if type(given) is not Proxy:
             return self._by_given.get(id(given))
         given = self._registry.known(given)
@@ -158,12 +158,12 @@ class Local:
         )
 
     def instance(self, given: Any) -> Any:
-        """Give the instance that *given* is: a value may have been another one."""
+        """Return the instance of *given*: a value may have had another one before."""
         named = self._by_given.get(id(given))
         return given if named is None or named.instance is None else named.instance
 
     def _target(self, proxy: Proxy) -> Any:
-        """Give what *proxy* stood for when first seen: keys keep their token."""
+        """Return what identified *proxy* when first seen: a key keeps its token."""
         found = self._targets.get(id(proxy), self)
         if found is self:
             # Another proxy of the same row may have made its instance already.
@@ -262,7 +262,7 @@ def _stands(value: Value, name: str, given: Any, attribute: Any) -> bool:
 
 
 def _kept(value: Value) -> dict[str, Any]:
-    """Give what was given for a value, its collections as they are now."""
+    """Return what was added for a value, with its collections as they are now."""
     held = value.held
     if value.instance is None:
         return held  # of a Spec, which nothing changes
@@ -287,7 +287,7 @@ def _in_order(
     values: Sequence[Value], local: Local
 ) -> Iterator[tuple[Value, frozenset[str]]]:
     """
-    Give values after those they refer to, without those that cannot be made yet.
+    Return values after those they refer to, without those that cannot be made yet.
 
     Where they refer to each other in a circle, each comes with the attributes
     that have to be set later.

@@ -40,7 +40,7 @@ def flush_others(session: Session, instances: Collection[Any]) -> None:
 
 @contextmanager
 def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
-    """Let a session forget for a while that other objects than *shown* are pending."""
+    """Hide from a session that objects other than *shown* are pending."""
     all_new, all_deleted, modified = pending(session)
     others = {state for state in modified if state not in shown}
     new = {s: obj for s, obj in all_new.items() if s not in shown}
@@ -65,7 +65,7 @@ def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
 
 
 def _moved(state: Any) -> set[Any]:
-    """Give what an object has come to refer to, or does so no longer."""
+    """Return what was added to or removed from an object's relationships."""
     found: list[Any] = []
     for relationship in state.mapper.relationships:
         name = relationship.key

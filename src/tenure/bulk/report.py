@@ -67,7 +67,7 @@ class BulkReport:
     failures: tuple[Failure, ...] = ()
 
     def count(self, status: Status) -> int:
-        """Give how many values ended with *status*."""
+        """Return the number of values that ended with *status*."""
         return self.statuses.count(status)
 
     @property

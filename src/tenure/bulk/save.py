@@ -245,7 +245,7 @@ class _Writing:
         )
 
     def _naming(self, mapper: Mapper[Any]) -> set[str]:
-        """Give the attributes that rows are known by, relationships among them."""
+        """Return the attributes of identifiers, with the relationships among them."""
         found = self._names.get(mapper)
         if found is None:
             known = identifiers(mapper)
@@ -312,7 +312,7 @@ def _circle(states: Iterable[State]) -> list[Any]:
 
 
 def _parents(state: State) -> list[State]:
-    """Give the new instances that have to be written before."""
+    """Return the new instances that have to be written before *state*."""
     held = [
         state.dict.get(relationship.key)
         for relationship in state.mapper.relationships
@@ -324,7 +324,7 @@ def _parents(state: State) -> list[State]:
 
 def _levels(writer: Insertion, states: Sequence[State]) -> list[Sequence[State]]:
     """
-    Give rows after those of the same class that they refer to.
+    Return rows in levels: each after those of the same class that it refers to.
 
     All at once where their keys are known before. Those that refer to something else
     that is not written, or to each other in a circle, are left out.
@@ -359,7 +359,7 @@ def _levels(writer: Insertion, states: Sequence[State]) -> list[Sequence[State]]
 
 
 def _in_order(classes: Iterable[Mapper[Any]]) -> list[Mapper[Any]]:
-    """Put classes in the order of the foreign keys between their tables."""
+    """Sort classes by the foreign keys between their tables."""
     mappers = list(classes)
     tables = dict.fromkeys(
         table

@@ -86,7 +86,7 @@ def _alike(
 
 
 def _key(writer: Insertion, names: frozenset[str]) -> tuple[str, ...]:
-    """Give the one identifier that is set; several might name several rows."""
+    """Return the one identifier that is set; several could belong to different rows."""
     known = identifiers(writer.mapper)
     complete = [key for key in known.names if names.issuperset(key)]
     if len(complete) != 1:
@@ -197,7 +197,7 @@ class _Merging:
         return self._settle(states, columns, merged)
 
     def _defaulted(self, columns: list[Values]) -> set[int]:
-        """Say which rows set NULL where a new row has a default, or in the key."""
+        """Return rows that set NULL in the key, or where a new row has a default."""
         places = [
             place
             for place in self.given
@@ -259,7 +259,7 @@ class _Merging:
 
 
 def _spelled(writer: Insertion, names: Iterable[str]) -> set[str]:
-    """Give attributes as columns: a relationship is its foreign key."""
+    """Return the columns of attributes; those of a relationship are its foreign key."""
     found: set[str] = set()
     for name in names:
         prop: Any = writer.mapper.attrs.get(name)

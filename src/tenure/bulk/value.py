@@ -92,7 +92,7 @@ class Value:
         return not isinstance(self.given, Spec) and not is_given(self.given, name)
 
     def made(self) -> Any:
-        """Give the mapped instance, made from a ``Spec`` when first needed."""
+        """Return the mapped instance, made from a ``Spec`` when first needed."""
         if self.instance is None:
             self.fill(
                 {n: as_attribute(part) for n, part in given_fields(self.given).items()}
@@ -191,7 +191,7 @@ class Value:
 
 
 def replace_proxies(instance: Any) -> None:
-    """Put the instances that proxies stand for in the place of the proxies."""
+    """Replace proxies by the instances they are resolved to."""
     state = instance_state(instance)
     held = state.dict
     for name in relationship_names(state.mapper):
@@ -219,7 +219,7 @@ Named = tuple[Proxy, tuple[Any, ...]]
 
 def reference_to(instance: Any) -> Proxy:
     """
-    Give a proxy for the row that the set attributes of *instance* name.
+    Return a proxy for the row that the set attributes of *instance* name.
 
     Raises:
         SessionError: They name none.
@@ -238,26 +238,26 @@ def reference_to(instance: Any) -> Proxy:
 
 
 def _identifier_of(instance: Any) -> Shape | None:
-    """Give the first identifier all of whose attributes are set and not null."""
+    """Return the first identifier all of whose attributes are set and not null."""
     return next(complete_identifiers(type(instance), inspect(instance).dict), None)
 
 
 def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator[Shape]:
-    """Give the identifiers all of whose attributes are in *held* and not null."""
+    """Yield the identifiers all of whose attributes are in *held* and not null."""
     for names, shape in identifiers(entity).spellings.items():
         if all(held.get(name) is not None for name in names):
             yield shape
 
 
 def name_of(instance: Any) -> tuple[type[Any], dict[str, Any]]:
-    """Give a class and the key that names an instance, for messages."""
+    """Return a class and the key of an instance, for messages."""
     shape, held = _identifier_of(instance), inspect(instance).dict
     names = () if shape is None else shape.names
     return type(instance), {name: held[name] for name in names}
 
 
 def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
-    """Give the first spelling of each identifier."""
+    """Return the first spelling of each identifier."""
     found: dict[frozenset[Any], Shape] = {}
     for shape in shapes:
         found.setdefault(frozenset(shape.columns), shape)
@@ -265,7 +265,7 @@ def one_of_each(shapes: Iterable[Shape]) -> list[Shape]:
 
 
 def keys_of(instance: Any) -> Iterator[Named]:
-    """Give every identifier that is complete, the first one first."""
+    """Yield every identifier that is complete, the first one first."""
     held = inspect(instance).dict
     for shape in one_of_each(complete_identifiers(type(instance), held)):
         key = tuple(held[name] for name in shape.names)
@@ -283,7 +283,7 @@ def choose(
     keys: Iterable[Proxy], identity: Callable[[Proxy], tuple[Any, ...] | None]
 ) -> Proxy | Failure | None:
     """
-    Give the first of a value's keys that names a row; a failure if others disagree.
+    Return the first of a value's keys that names a row; a failure if others disagree.
 
     Args:
         identity: Gives the primary key of the row that a key names.
@@ -300,7 +300,7 @@ def choose(
 
 
 def token_of_key(shape: Shape, columns: tuple[Any, ...]) -> Any:
-    """Give what tells a key from others in a dictionary, whatever its types."""
+    """Return what identifies a key in a dictionary, also if it cannot be hashed."""
     try:
         hash(columns)
     except TypeError:

@@ -246,7 +246,7 @@ class _Load:
             self.bar.show(report)
 
     def _failure(self, error: BaseException) -> tuple[int, str] | None:
-        """Give the exit code for *error*, and what to say; none for a bug of ours."""
+        """Return the exit code for *error*, and what to say; none for a bug of ours."""
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED, f"interrupted; {self._kept()}"
         if isinstance(error, RejectedRowsError):

@@ -51,7 +51,7 @@ class Job:
 
     @contextmanager
     def _opened(self, interrupts: Interrupts) -> Iterator[Any]:
-        """Give what ``bulk.load()`` takes: the path, or a pipe if it is no plain file."""
+        """Return a source for ``bulk.load()``: a path, or a pipe if it is no regular file."""
         path = Path(self.source)
         if self.source == "-" and sys.stdin is None:
             raise Mistake("standard input is closed")

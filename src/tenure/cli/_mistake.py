@@ -8,7 +8,7 @@ class Mistake(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """Give the first line of what *error*, or the driver's error in it, says."""
+    """Return the first line of what *error*, or the driver's error in it, says."""
     original = getattr(error, "orig", None) or error
     lines = str(original).strip().splitlines()
     return lines[0].strip() if lines else type(original).__name__

@@ -75,7 +75,7 @@ def _failure(module: str, error: BaseException) -> str:
 
 def place_of(error: BaseException) -> str | None:
     """
-    Give file and line of the user's code that *error* came out of, if any did.
+    Return file and line of the user's code that *error* came out of, if any did.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_short(error.filename)}:{error.lineno}"
@@ -96,7 +96,7 @@ def _short(file: str) -> str:
 
 
 def tables_of(model: type[Any]) -> list[Table]:
-    """Give the tables of *model*'s class, and all they refer to."""
+    """Return the tables of *model*'s class, and all they refer to."""
     mapper: Mapper[Any] = sqlalchemy.inspect(entity_of(model))
     found: dict[Table, None] = {}
     left = [table for table in mapper.tables if isinstance(table, Table)]

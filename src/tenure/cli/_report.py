@@ -17,7 +17,7 @@ _COUNTS = ("created", "updated", "unchanged", "skipped", "rejected")
 
 
 def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
-    """Give the lines that say what a load did; *rejects* is where bad rows went."""
+    """Yield the lines that describe a load; *rejects* is the file of rejected rows."""
     width = shutil.get_terminal_size().columns
     yield from _counts(report)
     if report.references:
@@ -72,7 +72,7 @@ def _references(report: LoadReport, width: int) -> Iterator[str]:
 
 
 def _wrapped(start: str, items: Sequence[str], width: int) -> Iterator[str]:
-    """Put *items* behind *start*, each whole, the lines aligned."""
+    """Append *items* to *start*, wrapped between items, with aligned lines."""
     line = start
     for position, item in enumerate(items):
         last = position == len(items) - 1

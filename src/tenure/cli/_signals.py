@@ -49,7 +49,7 @@ class Interrupts:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Have a signal raise inside the block; also one that came shortly before."""
+        """Raise inside the block when a signal comes, or came shortly before."""
         self._is_waiting = True
         try:
             if self._is_taken:
@@ -122,11 +122,11 @@ class Pipe(io.RawIOBase):
         self._interrupts = interrupts
 
     def fileno(self) -> int:
-        """Give the descriptor of the file."""
+        """Return the descriptor of the file."""
         return self._file.fileno()
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:

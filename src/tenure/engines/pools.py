@@ -57,7 +57,7 @@ class LoopPool(HookedPool):
     @contextmanager
     def connecting(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[None]:
         """
-        Let one loop at a time connect, until one has succeeded.
+        Allow one loop at a time to connect, until one has succeeded.
 
         The lock with which SQLAlchemy guards the first connection of a dialect works
         inside one loop only.

@@ -29,7 +29,7 @@ def begin_reading(connection: Connection) -> None:
 
 def end_reading(connection: Connection) -> None:
     """
-    Let *connection*, given to :func:`begin_reading` before, write again.
+    Allow *connection*, given to :func:`begin_reading` before, to write again.
 
     If that fails, the connection is invalidated.
     """

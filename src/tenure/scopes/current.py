@@ -19,7 +19,7 @@ C = TypeVar("C", bound=Callback)
 
 def current_session() -> Session:
     """
-    Give the current session.
+    Return the current session.
 
     Raises:
         SessionError: There is none, or it is async.
@@ -38,7 +38,7 @@ def current_session() -> Session:
 
 def current_async_session() -> AsyncSession:
     """
-    Give the current async session.
+    Return the current async session.
 
     Raises:
         SessionError: There is none, or it is not async.
@@ -127,7 +127,7 @@ class using:  # noqa: N801  # used like a function
         self._is_entered = self._has_ended = False
 
     def alias_for(self, manager: object) -> str | None:
-        """Give the alias for sessions of *manager*; ``None``: it says nothing."""
+        """Return the alias for sessions of *manager*; ``None``: it says nothing."""
         if self.manager is None or self.manager is manager:
             return self.alias
         return None if self._previous is None else self._previous.alias_for(manager)

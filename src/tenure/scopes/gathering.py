@@ -124,7 +124,7 @@ def _factory() -> Any:
 
 
 def _pool_size(factory: Any) -> int | None:
-    """Give the number of connections that are kept; ``None``: any number."""
+    """Return the number of connections that are kept; ``None``: any number."""
     options = getattr(getattr(factory, "session_factory", factory), "kw", {})
     bind, routing = options.get("bind"), options.get("routing")
     if bind is None and routing is not None:

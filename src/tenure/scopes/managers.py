@@ -234,7 +234,7 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
 
 
 def _closer(session: Any) -> Callable[[], None]:
-    """Give what closes *session* from inside of a greenlet."""
+    """Return a function that closes *session* from inside of a greenlet."""
     return Waiting(session).close if is_async(session) else session.close
 
 

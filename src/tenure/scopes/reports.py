@@ -64,7 +64,7 @@ class OpenSession:
 
 
 def open_sessions(manager: DatabaseManager) -> Iterator[tuple[Session, OpenSession]]:
-    """Give the sessions of *manager* that are open, those open longest first."""
+    """Yield the sessions of *manager* that are open, those open longest first."""
     now = time.monotonic()
     found = [
         (session, _describe(session, manager, now))

@@ -61,7 +61,7 @@ def decide(
     current: bool, same_factory: bool, new: bool, on_missing: str, savepoint: bool
 ) -> Entry:
     """
-    Say how a block gets its session.
+    Return how a block gets its session.
 
     Args:
         current: There is a session of the right kind.
@@ -94,7 +94,7 @@ def ending(
     owner_ended: bool = False,
     has_written: bool = False,
 ) -> Ending:
-    """Say how a block ends that left with *error*."""
+    """Return how a block ends that left with *error*."""
     if not owns and not owner_ended:
         return "leave"
     if error is not None:
@@ -180,7 +180,7 @@ class Block(Watch):
             )
 
     def _again(self) -> Self:
-        """Give another block with the same options."""
+        """Return another block with the same options."""
         return type(self)(**{name: getattr(self, name) for name in _OPTIONS})
 
     @property
@@ -425,14 +425,14 @@ class Block(Watch):
             self._adopted = (*self._adopted, registry)
 
     def _released(self) -> Iterator[Any]:
-        """Give the sessions to close with this block; registries forget them."""
+        """Yield the sessions to close with this block; registries forget them."""
         for registry in self._adopted:
             session = registry.pop(self, None)
             if session is not None:
                 yield session
 
     def outside(self) -> Outside:
-        """Give a block in which callbacks run: around this one, if it is ending."""
+        """Return a block in which callbacks run: around this one, if it is ending."""
         return Outside(self)
 
 

@@ -127,7 +127,7 @@ class AsyncSession(_AsyncSession):
         execution_options: Any = None,
         bind_arguments: Any = None,
     ) -> Choice:
-        """Say which engine would be used, and why; as :meth:`Session.explain`."""
+        """Return which engine would be used, and why; as :meth:`Session.explain`."""
         return self._ours("explain()").explain(
             statement_or_entity,
             execution_options=execution_options,
@@ -135,7 +135,7 @@ class AsyncSession(_AsyncSession):
         )
 
     def bulk(self, *, proxy_reference: bool = True) -> AsyncSessionBulk:
-        """Give a new bulk on this session, to be entered with ``async with``."""
+        """Return a new bulk on this session, to be entered with ``async with``."""
         return bulks.AsyncSessionBulk(self, proxy_reference=proxy_reference)
 
 
@@ -215,7 +215,7 @@ class async_scoped_session(OurMethods, _async_scoped_session[A]):  # noqa: N801 
             self.registry = _TaskRegistry(session_factory, scopefunc)
 
     def bulk(self, *, proxy_reference: bool = True) -> AsyncSessionBulk:
-        """Give a new bulk on the current session."""
+        """Return a new bulk on the current session."""
         session: Any = self.registry()
         bulk: AsyncSessionBulk = session.bulk(proxy_reference=proxy_reference)
         return bulk
@@ -269,7 +269,7 @@ def async_session_factory(
     **kwargs: Any,
 ) -> AsyncSessionFactory:
     """
-    Give a factory of async sessions, or an :class:`async_scoped_session` over it.
+    Return a factory of async sessions, or an :class:`async_scoped_session` over it.
 
     Every further keyword goes to the sessions.
     """

@@ -72,7 +72,7 @@ class Binding(_Session):
         **kwargs: Any,
     ) -> Any:
         """
-        Give the engine for a mapper or a statement.
+        Return the engine for a mapper or a statement.
 
         The first of these that answers: *bind*; the execution option ``engine`` of
         the statement or the session; a :func:`using` block; ``binds`` and ``bind``
@@ -93,7 +93,7 @@ class Binding(_Session):
             self._given = bind
 
     def _find(self, mapper: Any, clause: Any) -> _Found:
-        """Give the engine, and which rule chose it."""
+        """Return the engine, and which rule chose it."""
         # Of a mapper or a table there are none.
         options: Any = getattr(clause, "get_execution_options", dict)()
         if found := self._by_option(options, "the statement's options"):
@@ -183,7 +183,7 @@ class Binding(_Session):
         bind_arguments: Any = None,
     ) -> Choice:
         """
-        Say which engine a statement or a mapped class would go to, and why.
+        Return which engine a statement or a mapped class would go to, and why.
 
         Nothing is executed, and nothing is remembered.
         """
@@ -213,7 +213,7 @@ class Binding(_Session):
         self, bind_arguments: Any = None, execution_options: Any = None
     ) -> Connection:
         """
-        Give the connection of this transaction; as in SQLAlchemy.
+        Return the connection of this transaction; as in SQLAlchemy.
 
         It may be used to write, so it is one to where writing goes, but in a block
         with ``role="read"``.
@@ -254,7 +254,7 @@ class Binding(_Session):
         self._note_write()
 
     def _begin_writing(self, name: str) -> None:
-        """Let the method *name* write; nobody is asked again on the way."""
+        """Allow the method *name* to write, or refuse; its statements are not checked."""
         if self._only_reads():
             raise RoutingError(
                 f"a block with role='read' refuses {name}(); open the block "
@@ -281,7 +281,7 @@ class Binding(_Session):
         )
 
     def _written_by_readers(self) -> str:
-        """Say what a block that only reads would flush; nothing that is not its own."""
+        """Describe what a block with role="read" would flush of its own."""
         if self._role != "read" and not any(
             watch.reads and watch.look() for watch in self._watches
         ):
@@ -303,7 +303,7 @@ _execution_options: Callable[[_Session], Any] = (
 
 
 def _target(statement_or_entity: Any) -> tuple[Any, Any]:
-    """Give what is asked about as a statement and a mapper, as execute() would."""
+    """Return the statement and the mapper that execute() would use."""
     if statement_or_entity is None:
         return None, None
     found = inspect(statement_or_entity, raiseerr=False)

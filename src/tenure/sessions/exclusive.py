@@ -40,7 +40,7 @@ User = int | Task[Any] | AbstractEventLoop
 
 def checked(on_concurrent: str) -> OnConcurrent:
     """
-    Give *on_concurrent*, if it says what to do.
+    Return *on_concurrent*; refuse what is no allowed value.
 
     Raises:
         SessionError: It does not.
@@ -100,7 +100,7 @@ class Guard:
                     waiting.remove(waiter)
 
     def wake(self) -> None:
-        """Tell one who waits that the turn was given back."""
+        """Wake one of the users that wait."""
         while self.waiting:
             with suppress(IndexError):
                 waiter = self.waiting.popleft()
@@ -113,7 +113,7 @@ class Guard:
             # Its loop was closed, or another thread has told it.
 
     def refusal(self, me: User, doing: str) -> ConcurrentUseError:
-        """Give the error for *me*, who wanted to do something out of turn."""
+        """Return the error for *me*, who is not the user that is inside."""
         first = self.turn.get("user")
         return ConcurrentUseError(
             doing,
@@ -158,7 +158,7 @@ def one_at_a_time(
     method: M, doing: str = "", *, executes: bool = False, has_option: bool = False
 ) -> M:
     """
-    Give *method* to one user at a time, and run afterwards what it made due.
+    Wrap *method* for one user at a time; run the callbacks that are due after it.
 
     Args:
         doing: Its name in messages.

@@ -80,7 +80,7 @@ class OurMethods:
         execution_options: Any = None,
         bind_arguments: Any = None,
     ) -> Choice:
-        """Say which engine the current session would use; as on a session."""
+        """Return which engine the current session would use; as on a session."""
         session: Any = self.registry()
         choice: Choice = session.explain(
             statement_or_entity,
@@ -114,7 +114,7 @@ class scoped_session(OurMethods, _scoped_session[S]):  # noqa: N801  # the name 
             self.registry = ContextRegistry(session_factory)
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
-        """Give a new bulk on the current session."""
+        """Return a new bulk on the current session."""
         session: Any = self.registry()
         bulk: SessionBulk = session.bulk(proxy_reference=proxy_reference)
         return bulk
@@ -183,7 +183,7 @@ def session_factory(
     **kwargs: Any,
 ) -> SessionFactory:
     """
-    Give a factory of sessions, or a :class:`scoped_session` over it.
+    Return a factory of sessions, or a :class:`scoped_session` over it.
 
     Every further keyword goes to the sessions, but for ``scopefunc``, which says what
     a scope is; a thread unless given.

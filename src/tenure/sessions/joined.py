@@ -88,7 +88,7 @@ class Watch:
 
 
 def _waiting(session: Any) -> dict[Any, dict[str, Any]]:
-    """Give what a flush would write: each object, and the values it has changed."""
+    """Return what a flush would write: each object, with its changed values."""
     # Every block that joins asks twice.
     if not any(pending(session)):
         return _NOTHING

@@ -303,7 +303,7 @@ class Session(Binding):
         return work(self, *args, **options)
 
     def bulk(self, *, proxy_reference: bool = True) -> SessionBulk:
-        """Give a new bulk on this session, to be entered with ``with``."""
+        """Return a new bulk on this session, to be entered with ``with``."""
         return bulks.SessionBulk(self, proxy_reference=proxy_reference)
 
     # SQLAlchemy 2.0 has it, and a word to say about it.
@@ -321,7 +321,7 @@ _nowhere = nullcontext()
 
 
 def _flushes_by_itself(method: M) -> M:
-    """Give *method*, which writes and sends no event of it, the rules of a flush."""
+    """Wrap *method*, which writes without a flush event, in the checks of a flush."""
 
     @wraps(method)
     def call(self: Session, *args: Any, **kwargs: Any) -> Any:

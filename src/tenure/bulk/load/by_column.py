@@ -55,7 +55,7 @@ class Columns:
 
     @classmethod
     def of(cls, model: type[BaseModel]) -> Self | None:
-        """Give what validates rows of *model*, if that can be done field by field."""
+        """Return a validator of rows of *model* by field, if that is possible."""
         fields = fields_of(model)
         if fields is None:
             return None
@@ -105,7 +105,7 @@ class Columns:
         return Checked([column.name for column in given], columns, wrong)
 
     def _names(self, rows: Sequence[Any]) -> list[str] | None:
-        """Give the names in the first of *rows*, if the others can have the same."""
+        """Return the names in the first of *rows*, if the others can have the same."""
         if set(map(type, rows)) != {dict} or len(set(map(len, rows))) > 1:
             return None
         names = rows[0].keys()
@@ -135,7 +135,7 @@ class _Column:
             self._one = SchemaValidator(schema, config).validate_python
 
     def validate(self, values: list[Any], wrong: Wrong) -> Sequence[Any]:
-        """Give the valid values; note what is wrong with others."""
+        """Return the valid values; note what is wrong with others."""
         if self._one is not None:
             return _each(self._one, values, self.label, wrong)
         if self._all is None:
@@ -192,7 +192,7 @@ _SHARED = (
 
 
 def _default_of(schema: Any, config: Any) -> Any:
-    """Give the value of a field that is not set, if it is the same for every row."""
+    """Return the value of a field that is not set, if it is the same for every row."""
     if schema["type"] != "default" or "default" not in schema:
         return _NO_DEFAULT
     is_validated = schema.get("validate_default", config.get("validate_default"))
@@ -275,7 +275,7 @@ class Fields:
     optional: set[str]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Give the name and the core schema of each."""
+        """Yield the name and the core schema of each field."""
         return iter(self.schema["fields"].items())
 
     def validator(self) -> SchemaValidator:
@@ -292,7 +292,7 @@ class Fields:
 
 def fields_of(model: type[BaseModel]) -> Fields | None:
     """
-    Give the fields of *model*, if they can be validated without it.
+    Return the fields of *model*, if they can be validated without it.
 
     They cannot where anything else of it may look at them: validators that run after
     a field or the model, an ``__init__`` or ``model_post_init``.
@@ -340,7 +340,7 @@ def fields_of(model: type[BaseModel]) -> Fields | None:
 
 
 def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:
-    """Give *schema* without the validation of a reference, if it is one."""
+    """Return *schema* without the validation of a reference, if it has one."""
     if schema["type"] == "nullable":
         inner, validator = _left_as_it_came(schema["schema"])
         return {**schema, "schema": inner}, validator

@@ -75,7 +75,7 @@ class Creator:
 
     def wanted(self, batches: Iterable[Rows]) -> list[Proxy]:
         """
-        Give what is to be made: what rows name that are not rejected.
+        Return the references to insert: those of rows that are not rejected.
 
         What is inside of a key comes before it. A row that will be rejected, as
         one of its references cannot be made, wants none of the others either.
@@ -210,13 +210,13 @@ class Creator:
         return any(is_resolved(p) and id(p) not in named for p in wanted)
 
     def forget(self, wanted: Iterable[Proxy]) -> None:
-        """Let *wanted* stand for nothing again: what was made is undone."""
+        """Make *wanted* unresolved again: what was inserted has been undone."""
         for reference in wanted:
             row_lost(reference)
 
 
 def nested_in_key(reference: Proxy) -> Iterable[Proxy]:
-    """Give the references in the key of *reference*."""
+    """Return the references in the key of *reference*."""
     return (each for each in nested_in(reference) if each is not reference)
 
 
@@ -233,13 +233,13 @@ def _columns_of(reference: Proxy) -> Row:
 def _in_table_order(
     mapper: Mapper[Any], columns: Collection[Column[Any]]
 ) -> tuple[Column[Any], ...]:
-    """Put *columns* in the order that an INSERT is compiled in."""
+    """Sort *columns* as an INSERT is compiled."""
     places = {c: n for n, c in enumerate(c for t in mapper.tables for c in t.c)}
     return tuple(sorted(columns, key=places.__getitem__))
 
 
 def _lacking(shape: Shape) -> str:
-    """Say why no row can be made of a key of *shape* alone; empty where it can."""
+    """Return why a key of *shape* alone is not enough for a new row; empty if it is."""
     mapper, name = shape.mapper, shape.entity.__name__
     if mapper.polymorphic_on is not None and mapper.polymorphic_identity is None:
         return f"{name} is abstract, so none can be made"
@@ -262,7 +262,7 @@ def _lacking(shape: Shape) -> str:
 
 
 def _same(mapper: Mapper[Any], column: Column[Any]) -> Iterable[Column[Any]]:
-    """Give the columns that are one attribute: keys of joined tables are."""
+    """Return the columns that are one attribute: keys of joined tables are."""
     prop: Any = property_of(mapper, column)
     return (column,) if prop is None else prop.columns
 

@@ -84,7 +84,7 @@ class Layout:
         )
 
     def key(self, mapper: Mapper[Any]) -> tuple[Column[Any], ...]:
-        """Give the columns of the first identifier the rows have, if any."""
+        """Return the columns of the first identifier the rows have, if any."""
         known = identifiers(mapper)
         present = set(self.columns)
         for names in known.names:
@@ -139,7 +139,7 @@ class Rows:
         return [n for n in range(len(self.records)) if n not in self.refused]
 
     def only(self, kept: Sequence[int]) -> Rows:
-        """Give some of the rows, by position; none of these are columns yet."""
+        """Return some of the rows, by position; none of these are columns yet."""
         return Rows(
             self.layout,
             [self.records[n] for n in kept],
@@ -176,12 +176,12 @@ class Layouts:
         return "extra" in self.into.model_config
 
     def unknown(self, names: Iterable[str]) -> Iterator[str]:
-        """Give those of *names* that no field of the model is called by."""
+        """Return those of *names* that are no field of the model."""
         return (name for name in names if name not in self._known)
 
     def of_header(self, header: Sequence[str]) -> Layout:
         """
-        Give the layout for rows that all have the columns *header*.
+        Return the layout for rows that all have the columns *header*.
 
         Raises:
             LoadError: The model does not know one of them, or needs another.
@@ -219,7 +219,7 @@ class Layouts:
 
     def of(self, given: Iterable[str]) -> Layout:
         """
-        Give the layout for rows that set the fields *given*.
+        Return the layout for rows that set the fields *given*.
 
         Raises:
             LoadError: They have no key, and what is in conflict goes by one.
@@ -253,7 +253,7 @@ class Layouts:
 
 
 def _accepted(model: type[Any], name: str) -> set[str]:
-    """Give what an input may call the field *name* of *model*."""
+    """Return the names that an input may use for the field *name* of *model*."""
     info = model.model_fields[name]
     config = model.model_config
     alias = info.validation_alias
@@ -282,7 +282,7 @@ def _is_composed(model: type[Any], name: str) -> bool:
 
 
 def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
-    """Give what references in *fields* of *mapper* name, also inside of keys."""
+    """Return the classes that references in *fields* refer to, also inside of keys."""
     seen: set[Mapper[Any]] = set()
     left = [
         mapper.relationships[name].mapper

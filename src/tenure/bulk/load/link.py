@@ -62,7 +62,7 @@ class Linker:
 
     @contextmanager
     def registering(self) -> Iterator[None]:
-        """Have what is validated register its references here."""
+        """Make this the place where validation registers references."""
         token = SESSION_BULK_CONTEXT.set(self._bulk)
         try:
             yield
@@ -183,7 +183,7 @@ def is_pending(value: Any) -> bool:
 
 
 def nested_in(value: Any) -> Iterator[Proxy]:
-    """Give the references in a key, and *value* itself last, if it is one."""
+    """Yield the references in a key, and *value* itself last, if it is one."""
     if type(value) is Proxy:
         for part in value._tenure_values:
             yield from nested_in(part)
@@ -209,7 +209,7 @@ def _row_of(mapper: Mapper[Any], value: Any) -> Row | None:
 
 
 def key_values(value: Any) -> Row:
-    """Give the key of a reference as plain values, those of keys inside in line."""
+    """Return the key of a reference as plain values, those of keys inside in line."""
     if type(value) is not Proxy:
         return (repr(value),)
     flat: list[Any] = []

@@ -133,7 +133,7 @@ def _told(
 
 
 def _database_file(session: Session, into: type[Any]) -> str | None:
-    """Give the file that rows go to, if that is one of SQLite."""
+    """Return the file of the database that rows go to, if it is SQLite."""
     mapper = mapper_of(entity_of(into))
     engine = session.get_bind(mapper, clause=insert(mapper)).engine
     return engine.url.database if engine.dialect.name == "sqlite" else None
@@ -145,7 +145,7 @@ def _is_one_file(source: Any, rejects: Any) -> bool:
 
 
 def _status(file: Any) -> os.stat_result | None:
-    """Give what the system knows of a path or an open file, if it is a plain one."""
+    """Return ``stat()`` of a path or an open file, if it is a regular file."""
     try:
         status = os.stat(file.fileno() if hasattr(file, "fileno") else file)
     except (OSError, TypeError, ValueError):
@@ -316,7 +316,7 @@ class _Loader:
             self.session.invalidate()
 
     def _explain(self, error: BaseException) -> None:
-        """Let *error* say how far the load was, and what there is of it."""
+        """Add to *error* how far the load got, and its report."""
         if isinstance(error, SQLAlchemyError):
             kept = self.report.kept
             error.add_note(

@@ -168,7 +168,7 @@ class Order:
         return sorted(found, key=lambda waiter: waiter.line)
 
     def rows(self, waiters: Sequence[Waiter]) -> list[Rows]:
-        """Give *waiters* as rows to write."""
+        """Return *waiters* as rows to write."""
         places: dict[int, list[int]] = {}
         for waiter in waiters:
             places.setdefault(waiter.place, []).append(waiter.position)
@@ -181,7 +181,7 @@ class Order:
         return sorted(left, key=lambda waiter: waiter.line)
 
     def put_aside(self) -> None:
-        """Let the rows that are left wait for other batches."""
+        """Put the rows that are left aside, to wait for other batches."""
         for waiter in self.left:
             self.aside.put(
                 self.batches[waiter.place].records[waiter.position],
@@ -280,7 +280,7 @@ def has_pending(batch: Rows, mapper: Mapper[Any]) -> bool:
 
 
 def _own(value: Any, mapper: Mapper[Any]) -> Iterator[Proxy]:
-    """Give the references to rows of *mapper* in *value* that are not resolved."""
+    """Yield the references to rows of *mapper* in *value* that are not resolved."""
     if not is_pending(value):
         return
     if is_kin(shape_of(value).mapper, mapper):
@@ -291,7 +291,7 @@ def _own(value: Any, mapper: Mapper[Any]) -> Iterator[Proxy]:
 
 
 def _spellings(mapper: Mapper[Any], layout: Layout) -> list[tuple[str, ...]]:
-    """Give the ways to name a row that the fields of *layout* are enough for."""
+    """Return the identifiers whose attributes are all fields of *layout*."""
     present = set(layout.fields)
     return [
         shape.names
@@ -301,7 +301,7 @@ def _spellings(mapper: Mapper[Any], layout: Layout) -> list[tuple[str, ...]]:
 
 
 def _key_names(mapper: Mapper[Any], layout: Layout) -> tuple[str, ...]:
-    """Give the attributes of the key that rows of *layout* are in conflict by."""
+    """Return the attributes of the identifier that rows of *layout* conflict by."""
     columns = layout.key(mapper)
     wanted = {layout.names[column] for column in columns}
     return next(

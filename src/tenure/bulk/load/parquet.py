@@ -74,12 +74,12 @@ class Parquet:
         return range(self._file.num_row_groups)
 
     def tell(self) -> int:
-        """Give the bytes of the row groups that were read to their end."""
+        """Return the bytes of the row groups that were read to their end."""
         return self._position
 
     def rows(self, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """
-        Give numbered rows; whole row groups before row *start* are not read.
+        Yield numbered rows; whole row groups before row *start* are not read.
 
         Raises:
             LoadError: The file is damaged.
@@ -104,7 +104,7 @@ class Parquet:
             ) from error
 
     def _in_microseconds(self, kind: Any) -> Any:
-        """Give the type for what Python has no nanoseconds for."""
+        """Return the type without nanoseconds, which Python does not have."""
         pa = self._pa
         if pa.types.is_timestamp(kind) and kind.unit == "ns":
             return pa.timestamp("us", kind.tz)

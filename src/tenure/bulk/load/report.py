@@ -46,7 +46,7 @@ class ReferenceCount:
             self.missing_keys[key] += 1
 
     def copy(self) -> ReferenceCount:
-        """Give the same counts, apart from these."""
+        """Return the same counts, apart from these."""
         return replace(self, missing_keys=self.missing_keys.copy())
 
 
@@ -70,7 +70,7 @@ class Reject:
         return f"{self.field}: {self.message}" if self.field else self.message
 
     def as_dict(self) -> dict[str, Any]:
-        """Give what goes to the rejects file."""
+        """Return the line for the rejects file."""
         found: dict[str, Any] = {
             "line": self.line,
             "field": self.field,
@@ -134,14 +134,14 @@ class LoadReport:
         return self.rows / self.total_seconds if self.total_seconds else 0.0
 
     def count_of(self, entity: str) -> ReferenceCount:
-        """Give the counts of the references to *entity*."""
+        """Return the counts of the references to *entity*."""
         count = self.references.get(entity)
         if count is None:
             count = self.references[entity] = ReferenceCount()
         return count
 
     def counts(self) -> LoadReport:
-        """Give a copy of the counts, for :meth:`restore`."""
+        """Return a copy of the counts, for :meth:`restore`."""
         copies = {name: count.copy() for name, count in self.references.items()}
         return replace(self, references=copies, rejects=list(self.rejects))
 
@@ -159,7 +159,7 @@ class LoadReport:
             setattr(self, name, getattr(taken, name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the counts as plain values, for JSON."""
+        """Return the counts as plain values, for JSON."""
         return {
             "into": self.into,
             "rows": self.rows,
@@ -244,7 +244,7 @@ class RejectsFile:
                 self._file.write(json.dumps(reject.as_dict(), default=str) + "\n")
 
     def flush(self) -> None:
-        """Have what was written on disk, as far as that is ours to do."""
+        """Flush the file, if this load opened it."""
         if self._is_ours:
             with self._named():
                 self._file.flush()
@@ -267,7 +267,7 @@ class RejectsFile:
 
 
 def _line_of(text: bytes) -> float:
-    """Give the line that a row of a rejects file was at; none is not to be kept."""
+    """Return the line that a row of a rejects file came from; ``None``: drop it."""
     try:
         return int(json.loads(text)["line"])
     except (ValueError, KeyError, TypeError):
@@ -305,19 +305,19 @@ class Rejects:
 
 
 def details(error: ValidationError) -> Iterator[tuple[tuple[Any, ...], str, str]]:
-    """Give place, reason and message of each thing that is wrong with a value."""
+    """Yield field, reason and message of each error in a value."""
     for problem in error.errors(include_url=False, include_input=False):
         yield problem["loc"], problem["type"], problem["msg"]
 
 
 def place_of(*loc: Any) -> str:
-    """Give a place in a row as text."""
+    """Return a location in a row as text."""
     return ".".join(map(str, loc))
 
 
 def problems_of(error: ValidationError, label: str = "") -> list[Problem]:
     """
-    Give what is wrong with a row.
+    Return the reject that describes the errors of a row.
 
     Args:
         label: The field that was validated; none if it was the whole row.

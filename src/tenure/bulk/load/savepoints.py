@@ -47,7 +47,7 @@ class Attempts:
 
     def connection(self, mapper: Mapper[Any] | None = None) -> Connection:
         """
-        Give the connection that rows are written on, in a transaction.
+        Return the connection that rows are written on, in a transaction.
 
         Args:
             mapper: Whose rows, if not those that are loaded.
@@ -138,7 +138,7 @@ class RefusingWriter:
 
     def _in_turns(self, batches: Sequence[Rows]) -> Iterator[tuple[Rows, list[int]]]:
         """
-        Give what is written at once: rows of one key one after the other.
+        Yield the rows to write at once: rows with one key come one after the other.
 
         Those that set the same fields are put in order by their writer; others
         are written apart.
@@ -300,7 +300,7 @@ class RefusingWriter:
             self.rejects.add(batch.records[n], label, "duplicate", message)
 
     def _taken(self, target: Target, keys: dict[int, tuple[Any, ...]]) -> set[int]:
-        """Say which of *keys* are those of rows in the database."""
+        """Return which of *keys* are those of rows in the database."""
         asked = [n for n, key in keys.items() if None not in key]
         names = [self.mapper.get_property_by_column(c).key for c in target.key]
         shape = identifiers(self.mapper).shape(names)

@@ -133,7 +133,7 @@ class Records:
 
     def take(self, size: int) -> list[Record]:
         """
-        Give the next *size* records; fewer at the end, none after it.
+        Return the next *size* records; fewer at the end, none after it.
 
         Raises:
             LoadError: What comes next cannot be read.
@@ -241,7 +241,7 @@ def _format_of(path: str) -> Format | None:
 
 
 def _csv_records(reader: Any, null: frozenset[str]) -> Iterator[Record]:
-    """Give records with the line each begins on: a quoted field may span lines."""
+    """Yield records with the line each begins on: a quoted field may span lines."""
     line = reader.line_num + 1
     known = null.isdisjoint
     try:
@@ -292,7 +292,7 @@ def _unreadable(line: int, error: Exception) -> LoadError:
 
 
 def plain(record: Any, header: list[str] | None) -> Any:
-    """Give a record as it goes to a rejects file."""
+    """Return a record as it goes to a rejects file."""
     if header is not None:
         if len(record) == len(header):
             return dict(zip(header, record, strict=True))

@@ -155,7 +155,7 @@ class Aside:
         )
 
     def earlier(self, key: bytes | None, line: int) -> list[int]:
-        """Give the lines before *line* that wait and have the same key."""
+        """Return the lines before *line* that wait and have the same key."""
         if not self._count or key is None:
             return []
         sql = "SELECT line FROM has WHERE token = :key AND is_key AND line < :line"
@@ -163,14 +163,14 @@ class Aside:
 
     def free(self, size: int) -> list[Record]:
         """
-        Give rows that wait for nothing, then those that wait for them.
+        Yield rows that wait for nothing, then those that wait for them.
 
         At most *size*, in the order of the source; none if all wait for each other.
         """
         return self._records(line for (line,) in self._all(_FREE, size=size))
 
     def everything(self, size: int) -> Iterator[list[Record]]:
-        """Give all rows in the order of the source, in batches."""
+        """Yield all rows in the order of the source, in batches."""
         sql = "SELECT line FROM waiting WHERE line > :last ORDER BY line LIMIT :size"
         last = 0
         while lines := [line for (line,) in self._all(sql, last=last, size=size)]:
@@ -178,7 +178,7 @@ class Aside:
             yield self._records(lines)
 
     def circles(self, size: int) -> list[list[Record]]:
-        """Give rows that wait for each other in circles, where nothing is free."""
+        """Yield rows that wait for each other in circles."""
         found = []
         seen: dict[int, int] = {}
         starts = self._all("SELECT line FROM waiting ORDER BY line LIMIT :n", n=size)
@@ -214,7 +214,7 @@ class Aside:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Say whose database it is that failed: it is not the program's."""
+    """Say in an error that the load's temporary database failed."""
     try:
         yield
     except sqlite3.Error as error:
@@ -225,7 +225,7 @@ def _told() -> Iterator[None]:
 
 def hint_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
     """
-    Give what stands for a key; only a hint, as what is equal is the database's.
+    Return a hint of a key: equal keys have one hint; the database knows what is equal.
 
     Texts are taken for equal that some collation may take for equal: those that
     differ in case, in accents or in blanks at the end. It costs another try where
@@ -236,7 +236,7 @@ def hint_of_key(names: Sequence[str], values: Sequence[Any]) -> bytes:
 
 
 def hint_of_reference(reference: Proxy) -> bytes:
-    """Give what stands for the key of *reference*."""
+    """Return the hint for the key of *reference*."""
     return hint_of_key(shape_of(reference).names, reference._tenure_values)
 
 
@@ -248,7 +248,7 @@ def _spelled(value: Any) -> str:
 
 
 def folded(value: Any) -> str:
-    """Give a text that is the same for values which some collation takes for equal."""
+    """Return one text for all values that some collation takes for equal."""
     text = str(value).rstrip()
     if not text.isascii():
         letters = unicodedata.normalize("NFKD", text)

@@ -123,7 +123,7 @@ class RowValidator:
 
 
 def _tokens(values: Sequence[Any]) -> Sequence[Any]:
-    """Give for each value what tells it apart from every other one of its column."""
+    """Return for each value what identifies it among the values of its column."""
     kinds = set(map(type, values))
     if kinds <= {Proxy, NoneType}:
         return list(map(id, values))
@@ -143,7 +143,7 @@ def _tokens(values: Sequence[Any]) -> Sequence[Any]:
 
 def alike(values: Sequence[Any]) -> Sequence[Any]:
     """
-    Give *values* with equal times made one object.
+    Return *values*, with one object for all times that are equal.
 
     Comparing two times in a zone asks both zones each time, which adds up over the
     dictionaries and the sorting that a column goes through.
@@ -232,7 +232,7 @@ class Checker:
         self._seen: set[tuple[str, ...]] = set()
 
     def rows(self, records: Sequence[Record]) -> list[Rows]:
-        """Give the valid rows of *records*, by the fields they set."""
+        """Return the valid rows of *records*, by the fields they set."""
         records = self._as_wide_as_the_header(records)
         if not records:
             return []

@@ -53,7 +53,7 @@ class Writer(Protocol):
 
 
 def writer(session: Session, connection: Connection, target: Target) -> Writer:
-    """Give the fastest writer that does what the unit of work would do."""
+    """Return the fastest writer that has the effect of the unit of work."""
     if why_not_bypassed(
         session,
         target.mapper,
@@ -94,7 +94,7 @@ class UnitOfWork:
         return total
 
     def _rounds(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Put rows of one key into rounds of their own, in the order they came."""
+        """Split rows so that each round has a key once, in the order they came."""
         if self.target.on_conflict == "raise":
             return [list(rows)]
         key = [self.target.columns.index(column) for column in self.target.key]

@@ -196,7 +196,7 @@ class _Rounds:
                     }
 
     def record(self) -> None:
-        """Let the references stand for their rows."""
+        """Resolve the references to their rows."""
         for members, rows in self.answered:
             if self.strategy == "hydrate":
                 for proxy, row in zip(members, rows, strict=True):

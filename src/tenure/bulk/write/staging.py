@@ -159,7 +159,7 @@ class Stage(Processed, ABC):
         return turns
 
     def fill(self, rows: Sequence[Row]) -> None:
-        """Put *rows* into the temporary table, numbered from 0."""
+        """Insert *rows* into the temporary table, numbered from 0."""
         self.run(self.drop)
         self.run(
             f"CREATE TEMPORARY TABLE {self.name} AS SELECT 0 AS tenure_line, "
