@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ TESTS = ROOT / "tests"
 
 # | promise | `file` | `test` |
 ROW = re.compile(r"\|[^|]*\|\s*`([^`]+\.py)`\s*\|\s*`([^`]+)`\s*\|")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    TESTS / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PROMISES = sorted(set(ROW.findall((TESTS / "README.md").read_text())))
 
 
@@ -127,3 +134,29 @@ def test_servers_to_install(arguments: str, servers: str) -> None:
     )
 
     assert f"sh tools/setup.sh servers {servers}".strip() == done.stdout.strip()
+
+
+def sentences_of(page: Path) -> Iterator[str]:
+    """Yield the sentences of a page, without its programs and tables."""
+    text = re.sub(r"```.*?```", "\n\n", page.read_text(), flags=re.DOTALL)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#>]|\d+\.)\s)|\n?\|.*", text):
+        yield from re.split(
+            r"(?<=[.!?])[\"”)]*\s+(?=[A-Z`*\[])", " ".join(block.split())
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_short_sentences(page: Path) -> None:
+    """No sentence of a page is longer than 30 words."""
+    assert [] == [each for each in sentences_of(page) if len(each.split()) > 30]
+
+
+def test_a_long_sentence_is_seen(tmp_path: Path) -> None:
+    """What the test above looks for is found, and not across a list or a program."""
+    page = tmp_path / "page.md"
+    words = "word " * 20
+    page.write_text(f"Short.\nA {words}\n{words}\n\n- {words}\n- {words}\n")
+
+    found = [len(each.split()) for each in sentences_of(page) if each]
+
+    assert [1, 41, 21, 21] == found
