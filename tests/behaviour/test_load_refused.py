@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import ForeignKey, String, TypeDecorator, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import Database, Ref, Spec
+from tenure.errors import said
 
 
 class Code(TypeDecorator[str]):
@@ -71,6 +75,38 @@ def test_value(db: Database, bad: str, on_conflict: Any) -> None:
 
     assert {"a", "b"} == codes
     assert [(2, "ValueError")] == [(r.line, r.message) for r in report.rejects]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_value_in_a_file(db: Database, tmp_path: Path, kind: str) -> None:
+    """As from mappings, with the line of a text and the number of a Parquet row."""
+    codes = ["a", "bad", "b"]
+    file = tmp_path / f"cities.{kind}"
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pytest.importorskip("pyarrow").table({"code": codes})
+        parquet.write_table(table, file)
+    elif kind == "csv":
+        file.write_text("code\n" + "\n".join(codes))
+    else:
+        file.write_text("\n".join(json.dumps({"code": code}) for code in codes))
+
+    with db.session_manager() as session, session.bulk() as bulk:
+        report = bulk.load(file, CityIn, max_errors=None)
+        kept = set(session.scalars(select(City.code)))
+
+    assert {"a", "b"} == kept
+    assert [(3 if kind == "csv" else 2, "ValueError")] == [
+        (reject.line, reject.message) for reject in report.rejects
+    ]
+
+
+@pytest.mark.parametrize("message", ["", " \n", "first\nsecond", "  first  "])
+def test_what_a_driver_said(message: str) -> None:
+    """The first line of a driver's error, or its class where it said nothing."""
+    error = DBAPIError("INSERT", {}, OSError(message))
+
+    assert ("first" if "first" in message else "OSError") == said(error)
 
 
 @pytest.mark.parametrize("bad", ["bad", "blank"])
