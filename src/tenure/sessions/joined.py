@@ -78,8 +78,12 @@ class Watch:
         """
         session = self.watched
         assert session is not None
-        # In line: most blocks leave nothing that waits.
-        has_written = self.has_written or (any(pending(session)) and self.look())
+        has_written = self.has_written
+        if not has_written:
+            # In line: most blocks leave nothing that waits.
+            new, deleted, modified = pending(session)
+            if new or deleted or modified:
+                has_written = self.look()
         self.drop()
         # A generator that nobody asks for more has not failed.
         if error is not None and has_written and not isinstance(error, GeneratorExit):
