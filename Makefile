@@ -27,7 +27,7 @@ lint: $(VENV)/.ready
 types: $(VENV)/.ready
 	@$(BIN)/mypy
 
-bench: servers
+bench: servers $(VENV)/.flights
 	@$(BIN)/python -m bench $(ARGS)
 
 # How many modules a record, a value, a reference and a statement pass.

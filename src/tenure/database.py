@@ -13,7 +13,6 @@ from sqlalchemy.orm import sessionmaker
 
 from .context import SESSION_CONTEXT, enter, install, leave, living, uninstall
 from .engines import DatabaseManager, is_async_url
-from .errors import SessionError
 from .routing import DEFAULT, Choice
 from .scopes import (
     LeakWatch,
@@ -23,7 +22,14 @@ from .scopes import (
     session_manager,
     using,
 )
-from .sessions import OnConcurrent, Session, checked
+from .sessions import (
+    JOINED_TIMEOUT,
+    OnConcurrent,
+    OnJoined,
+    Session,
+    checked,
+    checked_seconds,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
@@ -43,6 +49,8 @@ class Database:
         databases: As for :class:`DatabaseManager`; one URL is enough.
         routers: As for :class:`DatabaseManager`.
         on_concurrent: As for :class:`Session`.
+        on_joined: As for :class:`Session`.
+        joined_timeout: As for :class:`Session`.
         debug: Let :meth:`report` tell the stack that opened a session, which makes
             opening one slower.
         leak_threshold: Seconds after which a session that is still open is logged,
@@ -61,22 +69,25 @@ class Database:
         *,
         routers: Sequence[Any] = (),
         on_concurrent: OnConcurrent = "raise",
+        on_joined: OnJoined = "raise",
+        joined_timeout: float = JOINED_TIMEOUT,
         debug: bool = False,
         leak_threshold: float | None = None,
         **engine_options: Any,
     ) -> None:
-        if leak_threshold is not None and not (
-            isinstance(leak_threshold, (int, float)) and leak_threshold > 0
-        ):
-            raise SessionError(
-                f"leak_threshold is a number of seconds, more than 0, or None, not "
-                f"{leak_threshold!r}"
-            )
+        if leak_threshold is not None:
+            checked_seconds("leak_threshold", leak_threshold)
         self.manager = DatabaseManager(databases, routers, **engine_options)
         self.manager.debug = debug
         self._session_options: dict[str, Any] = {"routing": self.manager}
         if on_concurrent != "raise":
-            self._session_options["on_concurrent"] = checked(on_concurrent)
+            checked("on_concurrent", on_concurrent, OnConcurrent)
+            self._session_options["on_concurrent"] = on_concurrent
+        if on_joined != "raise":
+            checked("on_joined", on_joined, OnJoined)
+            checked_seconds("joined_timeout", joined_timeout)
+            self._session_options["on_joined"] = on_joined
+            self._session_options["joined_timeout"] = joined_timeout
         self.session: sessionmaker[Session] = sessionmaker(
             class_=Session, **self._session_options
         )

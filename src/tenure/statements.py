@@ -33,9 +33,20 @@ _READ = re.compile(r"\s*\(?\s*(?:SELECT|VALUES|SHOW|TABLE|DESCRIBE)\b", re.IGNOR
 _WRITE = re.compile(
     r"\s*(?:INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE|CREATE|ALTER|DROP|GRANT|REVOKE"
     r"|COPY|LOCK|VACUUM|REINDEX|REFRESH|COMMENT|RENAME)\b"
-    # In a CTE, or explained while it runs.
-    r"|\s*(?:WITH|EXPLAIN)\b.*\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\b",
+    r"|\s*WITH\b.*\b(?:INSERT\s+INTO|REPLACE\s+INTO|UPDATE|DELETE|MERGE\s+INTO)\b",
     re.IGNORECASE | re.DOTALL,
+)
+_WITH = re.compile(r"\s*WITH\b", re.IGNORECASE)
+# The name of a CTE with its columns, which looks like a call.
+_CTE = re.compile(
+    r"[A-Za-z_]\w*\s*\([^()]*\)\s*AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\(",
+    re.IGNORECASE,
+)
+# Explained, with ANALYZE also run.
+_EXPLAIN = re.compile(r"\s*EXPLAIN\b", re.IGNORECASE)
+_ANALYZE = re.compile(
+    r"\s*EXPLAIN\s*(?:\([^()]*\bANALY[SZ]E\b[^()]*\)|ANALY[SZ]E\b(?:\s+VERBOSE\b)?)",
+    re.IGNORECASE,
 )
 # What is no statement: literals, quoted names, comments.
 _QUOTED = re.compile(
@@ -202,11 +213,16 @@ def _is_known(function: Any) -> bool:
 
 def _of_text(text: str) -> Effect:
     text = _QUOTED.sub("''", text)
+    if _EXPLAIN.match(text):
+        analyze = _ANALYZE.match(text)
+        return "reads" if analyze is None else _of_text(text[analyze.end() :])
     if _LOCK.search(text):
         return "writes"
     if _READ.match(text):
         return _of_calls(text)
-    return "writes" if _WRITE.match(text) else "may write"
+    if _WRITE.match(text):
+        return "writes"
+    return _of_calls(_CTE.sub("AS (", text)) if _WITH.match(text) else "may write"
 
 
 def _of_calls(text: str) -> Effect:

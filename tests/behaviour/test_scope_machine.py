@@ -12,7 +12,7 @@ import asyncio
 import gc
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -82,8 +82,6 @@ class Layer:
     rows: list[str] = field(default_factory=list)
     #: A commit will be refused.
     is_poisoned: bool = False
-    #: A block inside has written and failed.
-    is_half_done: bool = False
     #: Only a rollback can end it.
     is_broken: bool = False
 
@@ -112,6 +110,12 @@ class Work:
     pending: list[tuple[str, Block]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+    #: Where anybody has written: the transaction, savepoints.
+    wrote: set[Layer] = field(default_factory=set)
+    #: Where blocks that have ended wrote: those that failed, and those that count on a
+    #: commit.
+    failed: list[set[Layer]] = field(default_factory=list)
+    owed: list[set[Layer]] = field(default_factory=list)
 
     @property
     def is_broken(self) -> bool:
@@ -134,10 +138,25 @@ class Work:
             self.layers.append(Layer())
         return self.layers[-1]
 
-    def wrote(self) -> None:
+    @property
+    def places(self) -> list[set[Layer]]:
+        """All sets of layers that somebody has written in."""
+        blocks = [each for block in self.blocks for each in (block.wrote, block.before)]
+        return [self.wrote, *self.failed, *self.owed, *blocks]
+
+    @property
+    def joined(self) -> Block | None:
+        """The innermost block that has joined."""
+        joined = [block for block in self.blocks if block.how in {"join", "savepoint"}]
+        return joined[-1] if joined else None
+
+    def write(self, blocks: Iterable[Block]) -> None:
+        """Something was written, in *blocks*."""
         self.locks = True
-        for block in self.blocks:
-            block.has_written = True
+        layer = self.begin()
+        self.wrote.add(layer)
+        for block in blocks:
+            block.wrote.add(layer)
 
     def refuses_flush(self) -> bool:
         """Whether a block that only reads has something of its own to write."""
@@ -157,11 +176,9 @@ class Work:
         return True
 
     def flush(self) -> None:
-        self.locks |= bool(self.pending)
         for row, by in self.pending:
             self.begin().rows.append(row)
-            for block in by.around:
-                block.has_written = True
+            self.write(by.around)
         self.pending = []
 
     def release(self) -> None:
@@ -171,7 +188,10 @@ class Work:
         outer = self.layers[-1]
         outer.rows += inner.rows
         outer.is_poisoned |= inner.is_poisoned
-        outer.is_half_done |= inner.is_half_done
+        for place in self.places:
+            if inner in place:
+                place.remove(inner)
+                place.add(outer)
         self.calls = [
             Call(call.when, call.name, call.fails, outer)
             if call.layer is inner
@@ -182,6 +202,8 @@ class Work:
     def undo(self) -> None:
         """Roll the innermost savepoint back."""
         inner = self.layers.pop()
+        for place in self.places:
+            place.discard(inner)
         self.pending = []
         self.calls = [call for call in self.calls if call.layer is not inner]
 
@@ -190,8 +212,10 @@ class Work:
         due = [call for call in self.calls if call.when == when]
         self.layers, self.calls, self.pending = [], [], []
         self.locks = False
+        self.wrote, self.failed, self.owed = set(), [], []
         for block in self.blocks:
-            block.has_written = block.has_tried = False
+            block.wrote, block.before = set(), set()
+            block.has_tried = block.has_waited = False
         return due
 
 
@@ -207,7 +231,12 @@ class Block:
     layer: Layer | None = None
     #: Blocks of the same session that this one is inside of, and this one.
     around: tuple[Block, ...] = ()
-    has_written: bool = False
+    #: Where it has written.
+    wrote: set[Layer] = field(default_factory=set)
+    #: Where others had written before it began, and whether they had left something to
+    #: be written.
+    before: set[Layer] = field(default_factory=set)
+    has_waited: bool = False
     #: It was refused what it wanted to write.
     has_tried: bool = False
 
@@ -372,10 +401,12 @@ def forget(error: BaseException) -> None:
 # The machine
 
 fails = st.sampled_from(["no", "no", "by itself", "refused"])
-#: Whether it has a savepoint, how it fails, and what it calls.
+#: Whether it has a savepoint and auto_commit=True, how it fails, and what it calls.
 helpers: Any = st.recursive(
-    st.tuples(st.booleans(), fails, st.just([])),
-    lambda inside: st.tuples(st.booleans(), fails, st.lists(inside, max_size=3)),
+    st.tuples(st.booleans(), st.booleans(), fails, st.just([])),
+    lambda inside: st.tuples(
+        st.booleans(), st.booleans(), fails, st.lists(inside, max_size=3)
+    ),
     max_leaves=4,
 )
 levels = st.integers(min_value=1, max_value=4)
@@ -461,15 +492,13 @@ class Machine(RuleBasedStateMachine):
         if work.is_broken:
             raise SQLAlchemyError
         while True:
-            if work.refused() and (
-                not work.layers[-1].is_half_done or len(work.layers) > 1
-            ):
+            if work.refused() and not (any(work.failed) and len(work.layers) <= 1):
                 raise RoutingError
             if len(work.layers) <= 1:
                 break
             work.release()
         root = work.begin()
-        if root.is_half_done:
+        if any(work.failed):
             raise SessionError
         work.flush()
         if root.is_poisoned:
@@ -504,6 +533,8 @@ class Machine(RuleBasedStateMachine):
     def close(self) -> None:
         """A run that has failed leaves no lock to the next."""
         for session in self.sessions:
+            # Blocks that were never left would not have their work dropped.
+            getattr(session, "sync_session", session)._watches = ()
             self.attempt(session.close)
 
     # Blocks
@@ -537,7 +568,7 @@ class Machine(RuleBasedStateMachine):
         )
         joins = bool(self.stack) and not new and using in {None, self.work.factory}
         if joins:
-            self.do(lambda: self.join(manager, savepoint=savepoint, role=role))
+            self.do(lambda: self.join(manager, savepoint, auto_commit, role))
         elif not self.stack and not new and on_missing == "raise":
             with pytest.raises(SessionError):
                 self.do(lambda: self.face.enter(manager))
@@ -554,7 +585,9 @@ class Machine(RuleBasedStateMachine):
         block = Block("create", manager, work, auto_commit, role == "read")
         self.push(block)
 
-    def join(self, manager: Any, *, savepoint: bool, role: str | None) -> None:
+    def join(
+        self, manager: Any, savepoint: bool, auto_commit: bool, role: str | None
+    ) -> None:
         work = self.work
         expected: Any = None
         if role == "write" and work.readers:
@@ -569,10 +602,14 @@ class Machine(RuleBasedStateMachine):
             return
         assert work.session is self.face.enter(manager)
         how = "savepoint" if savepoint else "join"
-        block = Block(how, manager, work, is_reader=role == "read")
+        block = Block(how, manager, work, auto_commit, role == "read")
         work.readers += block.is_reader
+        block.has_waited = bool(work.pending)
+        block.before = {*work.wrote}
         if savepoint:
             block.layer = self.save()
+            # Its beginning has written it.
+            block.before = {*work.wrote} if block.has_waited else block.before
         self.push(block)
 
     def save(self) -> Layer:
@@ -585,8 +622,9 @@ class Machine(RuleBasedStateMachine):
         return layer
 
     def push(self, block: Block) -> None:
-        block.around = (*block.work.blocks, block)
-        block.work.blocks.append(block)
+        work = block.work
+        block.around = (*work.blocks, block)
+        work.blocks.append(block)
         self.stack.append(block)
 
     @precondition(lambda self: self.is_usable() and len(self.stack) < 8)
@@ -634,9 +672,9 @@ class Machine(RuleBasedStateMachine):
     def pop(self, error: BaseException | None) -> BaseException | None:
         """Leave the innermost block, and give what comes out of it."""
         block = self.stack[-1]
-        if block.has_tried and not block.has_written:
+        if block.has_tried and not block.wrote:
             # Whether a savepoint that took it along makes up for it is not promised.
-            self.undo_all()
+            self.undo_all(by_owner=True)
         self.stack.pop()
         work = block.work
         kind = type(error) if error is not None else None
@@ -669,8 +707,10 @@ class Machine(RuleBasedStateMachine):
         if block.how == "create":
             return self.ended(block, error)
         expected: Any = None
-        is_saved = block.layer is not None and block.layer in work.layers
-        if is_saved:
+        if block.layer is not None and block.layer in work.layers:
+            loses = block.how == "savepoint" and block.layer in block.wrote
+            if error is None and work.is_broken and loses:
+                expected = SessionError
             if error is not None or work.is_broken:
                 work.undo()
             elif work.refused():
@@ -678,16 +718,20 @@ class Machine(RuleBasedStateMachine):
                 expected = RoutingError
             else:
                 work.release()
-        if block.how == "join" or (block.how == "savepoint" and block.is_reader):
-            own = block.has_written or block.owns_pending()
+        if block.how != "nest":
+            own = bool(block.wrote) or block.owns_pending()
             if error is None and block.is_reader and own and expected is None:
                 expected = RoutingError
             # A generator that nobody asks for more has not failed.
             fails = expected is not None or not isinstance(
                 error, type(None) | GeneratorExit
             )
-            if fails and own and work.layers and not is_saved:
-                work.layers[-1].is_half_done = True
+            # What it leaves to be written will be part of what is open now.
+            places = {*block.wrote, *([work.begin()] if block.owns_pending() else [])}
+            if places and fails:
+                work.failed.append(places)
+            elif places and block.auto_commit:
+                work.owed.append(places)
         work.readers -= block.is_reader
         return expected
 
@@ -700,7 +744,10 @@ class Machine(RuleBasedStateMachine):
             except (SQLAlchemyError, TenureError) as failed:
                 self.called(work.end("rollback"))
                 return self.kinds(failed)
+        is_owed = any(work.owed) and isinstance(error, type(None) | GeneratorExit)
         raised = self.called(work.end("rollback"))
+        if is_owed:
+            return SessionError
         return raised if error is None else None
 
     def kinds(self, failed: BaseException) -> Any:
@@ -758,7 +805,7 @@ class Machine(RuleBasedStateMachine):
             assert error is None, repr(error)
             # ORM statements flush what waits.
             work.flush()
-            work.wrote()
+            work.write(work.blocks)
             if is_poison:
                 work.begin().is_poisoned = True
             else:
@@ -816,21 +863,20 @@ class Machine(RuleBasedStateMachine):
             errors.append(error)
             work = self.work
             work.begin()
-            work.flush()
-            work.wrote()
-            work.layers[-1] = self.broken(work)
+            work.locks = True
+            # Undone with the rest of the flush.
+            work.pending = []
+            self.break_off(work)
 
         self.do(step)
         return errors[0]
 
-    def broken(self, work: Work) -> Layer:
+    def break_off(self, work: Work) -> None:
         """Undo the innermost layer at once; only its end is left."""
         layer = work.layers[-1]
-        layer.rows, layer.is_poisoned, layer.is_half_done = [], False, False
-        layer.is_broken = True
+        layer.rows, layer.is_poisoned, layer.is_broken = [], False, True
         if len(work.layers) > 1:
             work.calls = [call for call in work.calls if call.layer is not layer]
-        return layer
 
     @precondition(lambda self: self.is_open() and self.may_write())
     @rule()
@@ -858,11 +904,24 @@ class Machine(RuleBasedStateMachine):
 
         self.do(self.undo_all)
 
-    def undo_all(self) -> None:
+    def undo_all(self, *, by_owner: bool = False) -> None:
+        """Roll back; refused if it would drop what was written before a joined block."""
+        work = self.work
+        joined = work.joined
+        if by_owner:
+            core = getattr(self.session, "sync_session", self.session)
+            watches, core._watches = core._watches, ()
         error = self.attempt(self.session.rollback)
-        while len(self.work.layers) > 1:
-            self.work.undo()
-        expected = self.called(self.work.end("rollback"))
+        if by_owner:
+            core._watches = watches
+            for watch in watches:
+                watch.forget()
+        elif joined is not None and (joined.before or joined.has_waited):
+            assert isinstance(error, SessionError), repr(error)
+            return
+        while len(work.layers) > 1:
+            work.undo()
+        expected = self.called(work.end("rollback"))
         assert (expected or type(None)) is type(error)
 
     @precondition(lambda self: self.is_usable())
@@ -959,9 +1018,9 @@ class Machine(RuleBasedStateMachine):
         self.use(helper)
 
     def use(self, helper: Any) -> None:
-        is_saved, fails, inside = helper
-        manager = self.face.manager(savepoint=is_saved)
-        self.do(lambda: self.join(manager, savepoint=is_saved, role=None))
+        is_saved, auto_commit, fails, inside = helper
+        manager = self.face.manager(savepoint=is_saved, auto_commit=auto_commit)
+        self.do(lambda: self.join(manager, is_saved, auto_commit, None))
         self.register("commit")
         self.execute()
         for inner in inside:

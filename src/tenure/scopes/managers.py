@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from ..callers import Line
 from ..context import is_async
 from ..errors import SessionError, TenureError, wrap
 from ..sessions import Session
@@ -103,28 +104,43 @@ class session_manager(Block):  # noqa: N801  # used like a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        own: BaseException | None = None
+        # The user's factory may make sessions of SQLAlchemy's.
+        if error is None and (
+            self._transaction is not None
+            or (self.how == "create" and getattr(self._core, "_watches", None))
+        ):
+            own = self._refusal()
+            if own is not None and self._may_wait:
+                self._core._wait_for_joined(self)
+                own = self._refusal()
+        failed = error or own
         try:
             if self._transaction is not None:
-                self._check_savepoint(error)
-                with self._patient():
-                    attempt(
-                        lambda: self._transaction.__exit__(kind, error, traceback),
-                        "rolling back a savepoint of",
-                        error,
-                    )
-            if (how := self._leave(error)) != "leave":
-                finish(self.session, how, error, self.expire)
-        except SQLAlchemyError as failed:
-            translate(failed)
+                self._end_savepoint(failed)
+            if (how := self._leave(failed)) != "leave":
+                finish(self.session, how, failed, self.expire)
+        except SQLAlchemyError as late:
+            translate(late)
             raise
         finally:
             try:
                 for adopted in self._released() if self._adopted else ():
-                    attempt(adopted.close, "closing", error)
+                    attempt(adopted.close, "closing", failed)
             finally:
                 self._close()
+        if own is not None:
+            raise own
         if error is not None:
             translate(error)
+
+    def _end_savepoint(self, error: BaseException | None) -> None:
+        with self._patient():
+            attempt(
+                lambda: self._transaction.__exit__(*info(error)),
+                "rolling back a savepoint of",
+                error,
+            )
 
 
 class async_session_manager(Block):  # noqa: N801  # used like a function
@@ -168,37 +184,54 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        own: BaseException | None = None
+        # The user's factory may make sessions of SQLAlchemy's.
+        if error is None and (
+            self._transaction is not None
+            or (self.how == "create" and getattr(self._core, "_watches", None))
+        ):
+            own = self._refusal()
+            if own is not None and self._may_wait:
+                try:
+                    await self._core._await_joined(self)
+                    own = self._refusal()
+                except BaseException as cancelled:  # noqa: BLE001  # raised at the end
+                    own = cancelled
+        failed = error or own
         try:
             if self._transaction is not None:
-                self._check_savepoint(error)
-                with self._patient():
-                    await shielded(
-                        lambda: greenlet_spawn(
-                            attempt,
-                            lambda: await_only(
-                                self._transaction.__aexit__(kind, error, traceback)
-                            ),
-                            "rolling back a savepoint of",
-                            error,
-                        ),
-                        error,
-                    )
-            if (how := self._leave(error)) != "leave":
-                await self._finish(how, error)
-        except SQLAlchemyError as failed:
-            translate(failed)
+                await self._end_savepoint(failed)
+            if (how := self._leave(failed)) != "leave":
+                await self._finish(how, failed)
+        except SQLAlchemyError as late:
+            translate(late)
             raise
         finally:
             try:
                 for adopted in self._released() if self._adopted else ():
                     close = _closer(adopted)
                     await shielded(
-                        partial(greenlet_spawn, attempt, close, "closing", error), error
+                        partial(greenlet_spawn, attempt, close, "closing", failed),
+                        failed,
                     )
             finally:
                 self._close()
+        if own is not None:
+            raise own
         if error is not None:
             translate(error)
+
+    async def _end_savepoint(self, error: BaseException | None) -> None:
+        def end() -> None:
+            await_only(self._transaction.__aexit__(*info(error)))
+
+        with self._patient():
+            await shielded(
+                lambda: greenlet_spawn(
+                    attempt, end, "rolling back a savepoint of", error
+                ),
+                error,
+            )
 
     async def _finish(self, how: Ending, error: BaseException | None) -> None:
         core = self.session.sync_session
@@ -259,6 +292,11 @@ def finish(
                 "the block that owns this session ended before this one, which had "
                 "joined it; what was written since is lost"
             )
+        if how == "owe":
+            core = getattr(session, "sync_session", session)
+            if lines := core._owed():
+                error = _never_committed(core, lines)
+                raise error
         if how == "commit":
             try:
                 _commit(session, expire)
@@ -274,6 +312,22 @@ def finish(
                 attempt(session.close, "closing", error)
             finally:
                 retire(session)
+
+
+def _never_committed(core: Session, lines: list[Line]) -> SessionError:
+    """Return the error of an owner that does not commit what blocks counted on."""
+    return SessionError(
+        f"a block with auto_commit=True ({', '.join(map(str, lines))}) wrote and "
+        f"succeeded, but the block that owns the session ({core._tenure_scope.line}) "
+        f"ended without a commit, so what was written is rolled back; open the owner "
+        f"with auto_commit=True, or the inner block with new=True, or call "
+        f"session.rollback() to discard it on purpose"
+    )
+
+
+def info(error: BaseException | None) -> Any:
+    """Return what a context manager is left with."""
+    return type(error) if error is not None else None, error, None
 
 
 def retire(session: Any) -> None:
@@ -317,6 +371,7 @@ class Waiting:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self.sync_session = session.sync_session
 
     def commit(self, **options: Any) -> None:
         await_only(self._session.commit(**options))
@@ -372,5 +427,8 @@ async def shielded(
     failed = task.exception()
     if failed is not None:
         log.error("tenure: ending a cancelled scope failed", exc_info=failed)
+        if isinstance(error, GeneratorExit):
+            # Who closes the generator hears what it has lost.
+            raise failed
     if error is None or isinstance(error, Exception):
         raise cancelled

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from asyncio import _get_running_loop, current_task
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from threading import get_ident
 from traceback import StackSummary, extract_stack
 from types import CodeType, FrameType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Literal,
-    ParamSpec,
-    Self,
-    TypeVar,
-)
+from typing import Any, Literal, Self, get_args
 
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry
@@ -38,20 +32,16 @@ from ..context import (
     living,
     restore,
 )
-from ..errors import RoutingError, SessionError
+from ..errors import SessionError
 from ..routing import Role
-from ..sessions import Session, Watch, is_inside
+from ..sessions import Session
+from .joining import Joining
 from .outside import Outside
-
-if TYPE_CHECKING:
-    pass
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 OnMissing = Literal["create", "raise"]
 #: How old what a block reads may be. Without replicas, all of it is current.
 Consistency = Literal["strong", "session", "bounded", "eventual"]
+
 
 #: How a block gets its session.
 Entry = Literal["create", "join", "savepoint"]
@@ -81,9 +71,10 @@ def decide(
 
 
 #: How a block ends, once it is left. ``"discard"``: closing undoes what was not
-#: committed. ``"leave"``: the block that owns the session will end it. ``"lose"``:
-#: that block has ended before; what was written since cannot be kept.
-Ending = Literal["commit", "rollback", "discard", "leave", "lose"]
+#: committed. ``"owe"``: that, but a joined block counted on a commit. ``"leave"``: the
+#: block that owns the session will end it. ``"lose"``: that block has ended before; what
+#: was written since cannot be kept.
+Ending = Literal["commit", "rollback", "discard", "owe", "leave", "lose"]
 
 
 def ending(
@@ -93,23 +84,23 @@ def ending(
     auto_commit: bool,
     owner_ended: bool = False,
     has_written: bool = False,
+    owes: bool = False,
 ) -> Ending:
-    """Return how a block ends that left with *error*."""
+    """Return how a block ends that left with *error*; *owes*: blocks count on a commit."""
     if not owns and not owner_ended:
         return "leave"
-    if error is not None:
+    # A generator that nobody asks for more has not failed.
+    if error is not None and not (owes and isinstance(error, GeneratorExit)):
         return "rollback"
     if owns:
-        return "commit" if auto_commit else "discard"
+        if auto_commit and error is None:
+            return "commit"
+        return "owe" if owes else "discard"
     return "lose" if has_written else "discard"
 
 
-class Block(Watch):
+class Block(Joining):
     """What both drivers share: arguments, the decision, the context."""
-
-    kind: ClassVar[str]
-    other: ClassVar[str]
-    factory: ClassVar[str]
 
     # Class-level defaults, as a block is made for every request.
     #: How the block got its session; None until it is entered.
@@ -117,18 +108,16 @@ class Block(Watch):
     has_ended = False
     #: Set while the block ends.
     is_leaving = False
-    session: Any = None
     #: What was current before, if the block made a session.
     previous: Any = None
     #: The stack that has opened the block, if somebody wants to know.
     stack: StackSummary | None = None
-    #: When the block was opened, by the monotonic clock.
-    opened: float = 0.0
+    opened: float = 0.0  # by the monotonic clock
     _line: Line | tuple[CodeType, int] = UNKNOWN
     _registry: Any = None
     _key: Any = None
     _bulk: Any = None
-    _transaction: Any = None
+    # Sessions of other factories to close with the block.
     _adopted: tuple[MutableMapping[Any, Any], ...] = ()
 
     def __init__(
@@ -204,16 +193,22 @@ class Block(Watch):
             if scope is not None and scope.has_ended:
                 current = living(current)
         if current is not None and not self.new:
-            self._check_kind(current)
+            if isinstance(current, _Session) is not (self.factory == "session"):
+                self._refuse_kind(current)
             using = self.using
             joins = using is None or _factory_of(current) == using
-        how = self.how = decide(
-            current is not None, joins, self.new, self.on_missing, self.savepoint
+        how = self.how = (
+            # In line: most blocks that join.
+            "join"
+            if joins and not self.savepoint
+            else decide(
+                current is not None, joins, self.new, self.on_missing, self.savepoint
+            )
         )
         if how == "create":
             self._create(current, sys._getframe(2))
         else:
-            self._join(current, how)
+            self._join(current, sys._getframe(2))
         return how
 
     def _create(self, outer: Any, frame: FrameType) -> None:
@@ -222,7 +217,7 @@ class Block(Watch):
         if using is None:
             self.using = using = self._default()
         self.session = session = self._make(using)
-        core = getattr(session, "sync_session", session)
+        self._core = core = getattr(session, "sync_session", session)
         before = getattr(session, "_tenure_scope", None)
         if before is not None and before.has_ended and isinstance(core, Session):
             # The factory gives the same one each time, as those of tests do.
@@ -235,7 +230,12 @@ class Block(Watch):
         if self.expire is not None:
             self._check_ours(core, "expire=")
         self.opened = time.monotonic()
-        self._note_line(frame, core)
+        # In line: current_user().
+        loop = _get_running_loop()
+        self.user = get_ident() if loop is None else current_task(loop) or loop
+        self._note_line(frame)
+        if getattr(getattr(core, "routing", None), "debug", False):
+            self.stack = extract_stack(frame)
         SESSION_CONTEXT.set(session)
         bulk = SESSION_BULK_CONTEXT.get()
         if bulk is not None:
@@ -246,23 +246,13 @@ class Block(Watch):
             self._key = self._registry.scopefunc() if self._has_keys else None
             self._registry.set(session)
 
-    def _join(self, session: Any, how: Entry) -> None:
-        self.session = session
-        core = session if isinstance(session, _Session) else session.sync_session
-        if self.role is not None:
-            self._take_role(core, owns=False)
-        if isinstance(core, Session) and (how == "join" or self.role == "read"):
-            self.watch(core)
-
-    def _note_line(self, frame: FrameType, core: Any) -> None:
+    def _note_line(self, frame: FrameType) -> None:
         """Remember who has opened the block, without keeping the frame."""
         if frame.f_globals.get("__package__") in _BETWEEN:
             self._line = caller(frame)
         else:
             # Numbers and names are put together when they are asked for.
             self._line = frame.f_code, frame.f_lineno
-        if getattr(getattr(core, "routing", None), "debug", False):
-            self.stack = extract_stack(frame)
 
     def _default(self) -> Any:
         if (application := current_application()) is None:
@@ -301,63 +291,41 @@ class Block(Watch):
         """Whether the registry is a mapping, not a thread's own variable."""
         return hasattr(self._registry, "scopefunc")
 
-    def _check_kind(self, current: Any) -> None:
-        if isinstance(current, _Session) is (self.factory == "session"):
-            return
-        raise SessionError(
-            f"{self.kind}() cannot join the current {type(current).__name__}; "
-            f"use {self.other}(), or new=True for a session beside it, or run_sync() "
-            f"to call sync code on an async session"
-        )
+    @property
+    def _may_wait(self) -> bool:
+        """Whether the block waits for others that have joined its session."""
+        return self.how == "create" and self._core._joined_timeout is not None
 
-    def _check_ours(self, core: Any, option: str) -> None:
-        if not isinstance(core, Session):
-            raise SessionError(
-                f"{self.kind}({option}) needs a session of tenure, not "
-                f"{type(core).__name__}; make the factory with "
-                f"{self.factory}_factory()"
-            )
-
-    def _take_role(self, core: Any, *, owns: bool) -> None:
-        self._check_ours(core, "role=")
-        if owns:
-            core._role = self.role
-        elif self.role == "read":
-            # Not on the session: another task may use it meanwhile.
-            self.reads = True
-            # Those that were left in another context have nothing to say here.
-            reading = (each for each in READING.get() if not each.has_ended)
-            READING.set((*reading, self))
-        elif core._only_reads():
-            raise SessionError(
-                f"{self.kind}(role='write') inside of a block with role='read'; open "
-                f"the outer one for writing, or use new=True"
-            )
-        else:
-            core._go_to_writer()
+    def _refusal(self) -> SessionError | None:
+        """Return why a block that succeeded, and does not only join, cannot end so."""
+        refusal: SessionError | None = None
+        if self.how != "create":
+            refusal = self._undone()
+        elif self._core._watches:
+            refusal = self._core._unfinished(self)
+        return refusal
 
     def _leave(self, error: BaseException | None) -> Ending:
         """Decide how to end; a block that only reads may not leave changes behind."""
         session = self.session
         if self.how == "create":
             self.is_leaving = True
-            core = getattr(session, "sync_session", session)
+            core = self._core
             # Whoever uses it still is waited for: it would keep its connection.
             core._is_patient = True
-            return ending(error, owns=True, auto_commit=self.auto_commit)
+            return ending(
+                error,
+                owns=True,
+                auto_commit=self.auto_commit,
+                owes=bool(getattr(core, "_ended", ())),
+            )
         has_written = False
         if self.watched is not None:
-            refused = None
-            if error is None and self.reads and self.look():
-                changed = self.watched._written_by_readers() or "the database"
-                refused = RoutingError(
-                    f"a block with role='read' has changed {changed}; open the block "
-                    f"with role='write'"
-                )
-            has_written = self.end_watch(error or refused)
-            if refused is not None:
-                raise refused
-        if not has_ended(session):
+            if self.reads and error is None:
+                self._check_unchanged()
+            has_written = self.end_watch(error, self.auto_commit)
+        scope = getattr(session, "_tenure_scope", None)
+        if scope is None or not scope.has_ended:
             return "leave"
         return ending(
             error,
@@ -367,20 +335,10 @@ class Block(Watch):
             has_written=has_written or self._transaction is not None,
         )
 
-    def _check_savepoint(self, error: BaseException | None) -> None:
-        """If the savepoint was ended by hand, nothing will undo what came after."""
-        core = getattr(self.session, "sync_session", self.session)
-        if error is None or not isinstance(core, Session):
-            return
-        savepoint = getattr(self._transaction, "sync_transaction", self._transaction)
-        is_open = is_inside(core.get_nested_transaction(), savepoint)
-        if not is_open and core.in_transaction() and core._has_work():
-            core._leave_half_done(error)
-
     @contextmanager
     def _patient(self) -> Iterator[None]:
         """Wait for whoever uses the session still, instead of being refused."""
-        core = getattr(self.session, "sync_session", self.session)
+        core = self._core
         before, core._is_patient = getattr(core, "_is_patient", False), True
         try:
             yield
@@ -394,7 +352,7 @@ class Block(Watch):
         if self.how != "create":
             if self.watched is not None:
                 # The block could not be left as it should.
-                self.drop()
+                self.end_watch(sys.exc_info()[1])
             if self.reads:
                 reading = tuple(each for each in READING.get() if each is not self)
                 READING.set(reading)
@@ -438,11 +396,8 @@ class Block(Watch):
 
 # Packages between us and who opens the block, as a decorator does.
 _BETWEEN = (__package__, "")
-_OPTIONS = (
-    *("using", "auto_commit", "new", "on_missing"),
-    *("savepoint", "role", "consistency", "expire"),
-)
-_CONSISTENCIES = ("strong", "session", "bounded", "eventual")
+_OPTIONS = tuple(Block.__init__.__kwdefaults__ or ())
+_CONSISTENCIES = get_args(Consistency)
 
 
 def _factory_of(session: Any) -> Any:

@@ -3,11 +3,19 @@
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy
-from .callbacks import Callback, is_inside
-from .exclusive import OnConcurrent, checked
+from .callbacks import Callback
+from .exclusive import (
+    JOINED_TIMEOUT,
+    OnConcurrent,
+    OnJoined,
+    checked,
+    checked_seconds,
+    current_user,
+    is_inside,
+)
 from .factories import SessionFactory, scoped_session, session_factory
-from .joined import Watch
 from .session import Session
+from .watch import Watch
 
 if TYPE_CHECKING:
     from .aio import (
@@ -18,16 +26,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "JOINED_TIMEOUT",
     "AsyncSession",
     "AsyncSessionFactory",
     "Callback",
     "OnConcurrent",
+    "OnJoined",
     "Session",
     "SessionFactory",
     "Watch",
     "async_scoped_session",
     "async_session_factory",
     "checked",
+    "checked_seconds",
+    "current_user",
     "is_inside",
     "scoped_session",
     "session_factory",

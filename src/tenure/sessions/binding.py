@@ -22,7 +22,8 @@ from ..context import READING, USING
 from ..errors import RoutingError
 from ..routing import BY_DEFAULT, DEFAULT, Choice, Role, Rule, choose
 from ..statements import effect, writes
-from .joined import Watch
+from .exclusive import Place
+from .shared import Shared
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -33,18 +34,16 @@ if TYPE_CHECKING:
 _Found = tuple[Any, Rule, str]
 
 
-class Binding(_Session):
+class Binding(Shared):
     """A session that asks a :class:`DatabaseManager` where its binds have no answer."""
 
     routing: DatabaseManager | None
     _proxy: ref[AsyncSession] | None = None
     # The role of the block that made the session.
     _role: Role | None = None
-    # The blocks that have joined.
-    _watches: tuple[Watch, ...] = ()
 
-    # Of the outermost transaction: whether it has written, and the engine it uses for
-    # each mapper.
+    # Of the outermost transaction: whether it has written, or may have, and the engine
+    # it uses for each mapper.
     _written = False
     _pins: dict[Any, Any] | None = None
 
@@ -219,7 +218,7 @@ class Binding(_Session):
         with ``role="read"``.
         """
         if not self._only_reads():
-            self._note_write()
+            self._note_write(is_sure=False)
         arguments = self._with_engine(bind_arguments, execution_options)
         self._note_given(arguments.get("bind"))
         return super().connection(arguments, execution_options)
@@ -251,7 +250,7 @@ class Binding(_Session):
                 f"a block with role='read' refuses {type(statement).__name__}: "
                 f"{_excerpt(statement)}; open the block with role='write'"
             )
-        self._note_write()
+        self._note_write(is_sure=does == "writes")
 
     def _begin_writing(self, name: str) -> None:
         """Allow the method *name* to write, or refuse; its statements are not checked."""
@@ -260,13 +259,18 @@ class Binding(_Session):
                 f"a block with role='read' refuses {name}(); open the block "
                 f"with role='write'"
             )
-        self._note_write()
+        self._note_write(is_sure=True)
 
-    def _note_write(self) -> None:
-        """What is done now writes, and is done by the blocks that have joined."""
+    def _note_write(self, *, is_sure: bool) -> None:
+        """What is done now (surely) writes."""
         self._go_to_writer()
-        for watch in self._watches:
-            watch.has_written = watch.has_written or not watch.reads
+        if self._watches or self._ended:
+            self._note_for_blocks(is_sure=is_sure)
+        self._note_place(self._innermost, is_sure=is_sure)
+
+    @property
+    def _innermost(self) -> Place:
+        return self.get_nested_transaction() or self.get_transaction()
 
     def _go_to_writer(self) -> None:
         """The rest of the transaction goes where writing goes."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util import await_only
 
 from ..errors import SessionError
+from .exclusive import is_inside
 
 log = logging.getLogger("tenure")
 
 #: Takes nothing; what it returns is awaited on an async session, ignored otherwise.
 Callback = Callable[[], object]
 When = Literal["commit", "rollback"]
+
+C = TypeVar("C", bound=Callback)
 
 
 class Callbacks:
@@ -103,6 +108,59 @@ class Callbacks:
             error.add_note(f"a callback failed afterwards as well: {first!r}")
 
 
+class CallsBack(_Session):
+    """A session that callbacks are registered with."""
+
+    _tenure_scope: Any
+    _callbacks: Callbacks | None = None
+    # What the classes that derive from it know.
+    async_mode: Any
+    _innermost: Any
+
+    def on_commit(self, fn: C) -> C:
+        """
+        Run *fn*, once, after the outermost transaction was committed.
+
+        Not if it is rolled back, or the savepoint that is open now. The commit is
+        done when *fn* runs: if it fails, the others run nevertheless, and the first
+        error is raised. On an async session what *fn* returns is awaited.
+
+        Raises:
+            SessionError: *fn* is a coroutine function, and this session is sync.
+        """
+        self._register("commit", fn)
+        return fn
+
+    def on_rollback(self, fn: C) -> C:
+        """
+        Run *fn*, once, after the outermost transaction was rolled back.
+
+        Closing without a commit is a rollback. Otherwise as :meth:`on_commit`: one
+        that was registered inside of a savepoint goes with the savepoint.
+        """
+        self._register("rollback", fn)
+        return fn
+
+    def _register(self, when: When, fn: Callback) -> None:
+        if self._callbacks is None:
+            self._callbacks = Callbacks()
+        self._callbacks.add(
+            when,
+            fn,
+            self._innermost,
+            async_mode=self.async_mode,
+        )
+
+    def _run_callbacks(self, callbacks: Callbacks, error: BaseException | None) -> None:
+        if callbacks.due:
+            scope = self._tenure_scope
+            with scope.outside() if scope is not None else _nowhere:
+                callbacks.run(error, async_mode=self.async_mode)
+
+
+_nowhere = nullcontext()
+
+
 def _call(callback: Callback, *, async_mode: bool) -> None:
     result = callback()
     if async_mode and isawaitable(result):
@@ -112,15 +170,6 @@ def _call(callback: Callback, *, async_mode: bool) -> None:
         raise SessionError(
             f"{_name(callback)} returned a coroutine, which a sync session cannot await"
         )
-
-
-def is_inside(
-    transaction: SessionTransaction | None, savepoint: SessionTransaction
-) -> bool:
-    """Whether *transaction* is *savepoint*, or one inside of it."""
-    while transaction is not None and transaction is not savepoint:
-        transaction = transaction.parent
-    return transaction is not None
 
 
 def _name(callback: Any) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from threading import get_ident
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from sqlalchemy import Select
 from sqlalchemy.orm import SessionTransaction
@@ -33,23 +33,49 @@ from ..statements import reads_plainly
 M = TypeVar("M", bound=Callable[..., Any])
 
 OnConcurrent = Literal["raise", "serialize"]
+OnJoined = Literal["raise", "wait"]
+#: Seconds.
+JOINED_TIMEOUT = 30.0
 
 #: A thread's ident; or a task, or outside of one the event loop.
 User = int | Task[Any] | AbstractEventLoop
 
 
-def checked(on_concurrent: str) -> OnConcurrent:
+def current_user() -> User:
+    """Return who is running: a task if there is one."""
+    loop = _get_running_loop()
+    return get_ident() if loop is None else current_task(loop) or loop
+
+
+def described(user: User | None) -> str:
+    """Return what *user* is called in messages, and the line it is running."""
+    line = _line(user)
+    return _who(user) if line is None else f"{_who(user)} (at {line})"
+
+
+def checked(name: str, value: Any, allowed: Any) -> Any:
     """
-    Return *on_concurrent*; refuse what is no allowed value.
+    Return *value*, one of the literals that *allowed* has.
 
     Raises:
-        SessionError: It does not.
+        SessionError: It is none.
     """
-    if on_concurrent not in ("raise", "serialize"):
-        raise SessionError(
-            f"on_concurrent is 'raise' or 'serialize', not {on_concurrent!r}"
-        )
-    return on_concurrent  # type: ignore[return-value]  # one of the two
+    if value not in get_args(allowed):
+        choices = " or ".join(map(repr, get_args(allowed)))
+        raise SessionError(f"{name} is {choices}, not {value!r}")
+    return value
+
+
+def checked_seconds(name: str, value: Any) -> float:
+    """
+    Return *value*, a number of seconds.
+
+    Raises:
+        SessionError: It is not, or not more than 0.
+    """
+    if isinstance(value, (int, float)) and value > 0:
+        return value
+    raise SessionError(f"{name} is a number of seconds, more than 0, not {value!r}")
 
 
 class Guard:
@@ -172,8 +198,8 @@ def one_at_a_time(
         if has_option and kwargs and (options := kwargs.get("execution_options")):
             given = kwargs.get("bind_arguments")
             kwargs["bind_arguments"] = self._with_engine(given, options)
+        # In line: current_user().
         loop = _get_running_loop()
-        # Who is running: a task if there is one.
         me = get_ident() if loop is None else current_task(loop) or loop
         guard = self._guard
         turn = guard.turn
@@ -223,8 +249,8 @@ class Transaction(SessionTransaction):
         if session is None or self.parent is not None:
             super().close(invalidate)
             # However it came to that: there is no event for a flush that failed.
-            if session is not None and self.nested and not self.is_released:
-                session._savepoint_undone(self)
+            if session is not None and self.nested:
+                session._savepoint_ended(self, is_undone=not self.is_released)
             return
         try:
             for connection in session._read_only:
@@ -256,3 +282,52 @@ def _as_its_session(method: M) -> M:
 
 for _name in ("commit", "rollback", "close", "prepare"):
     setattr(Transaction, _name, _as_its_session(getattr(Transaction, _name)))
+
+
+#: A transaction or a savepoint; ``None``: the outermost one, before it has begun.
+Place = SessionTransaction | None
+
+
+def is_inside(place: Place, savepoint: SessionTransaction) -> bool:
+    """Whether *place* is *savepoint*, or one inside of it."""
+    while place is not None and place is not savepoint:
+        place = place.parent
+    return place is not None
+
+
+class Writer:
+    """
+    Who writes in a session: all of its users, or a block that has joined.
+
+    It knows where it has written: in the outermost transaction, in savepoints. What a
+    savepoint has undone is forgotten with it.
+    """
+
+    _wrote: tuple[Place, ...] = ()
+    # By a text or a function of which nobody knows what it does.
+    _may_have_written: tuple[Place, ...] = ()
+
+    def _note_place(self, place: Place, *, is_sure: bool) -> None:
+        """Something was written at *place*, or may have been."""
+        if not is_sure:
+            if place not in self._may_have_written:
+                self._may_have_written = (*self._may_have_written, place)
+        elif place not in self._wrote:
+            self._wrote = (*self._wrote, place)
+
+    def _end_place(self, savepoint: SessionTransaction, *, is_undone: bool) -> None:
+        """Forget what *savepoint* has undone, or move it to what is around it."""
+        if self._wrote:
+            self._wrote = _moved(self._wrote, savepoint, is_undone=is_undone)
+        if self._may_have_written:
+            places = self._may_have_written
+            self._may_have_written = _moved(places, savepoint, is_undone=is_undone)
+
+
+def _moved(
+    places: tuple[Place, ...], savepoint: SessionTransaction, *, is_undone: bool
+) -> tuple[Place, ...]:
+    if is_undone:
+        return tuple(each for each in places if not is_inside(each, savepoint))
+    found = (savepoint.parent if each is savepoint else each for each in places)
+    return tuple(dict.fromkeys(found))

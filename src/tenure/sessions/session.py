@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from os import getpid
 from types import TracebackType
@@ -19,11 +18,21 @@ from sqlalchemy.orm import SessionTransaction, close_all_sessions
 from .. import bulk as bulks
 from .._private import is_flushing, pending
 from ..callers import Line, caller
-from ..engines import begin_late, begin_reading
+from ..engines import begin_late, begin_reading, changes
 from ..errors import RoutingError, SessionError
 from .binding import Binding
-from .callbacks import Callback, Callbacks, When, is_inside
-from .exclusive import Guard, OnConcurrent, Transaction, User, checked, one_at_a_time
+from .callbacks import CallsBack
+from .exclusive import (
+    JOINED_TIMEOUT,
+    Guard,
+    OnConcurrent,
+    OnJoined,
+    Transaction,
+    User,
+    checked,
+    checked_seconds,
+    one_at_a_time,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -31,11 +40,10 @@ if TYPE_CHECKING:
     from ..bulk import SessionBulk
     from ..engines import DatabaseManager
 
-C = TypeVar("C", bound=Callback)
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-class Session(Binding):
+class Session(Binding, CallsBack):
     """
     SQLAlchemy's ``Session``, which also knows its databases.
 
@@ -45,6 +53,10 @@ class Session(Binding):
         proxy: The async session that this one serves.
         on_concurrent: What happens to a second thread or task that uses the
             session while another does: ``"raise"``, or ``"serialize"`` to wait.
+        on_joined: What a block that made the session does when it ends while another
+            task or thread is still in a block that has joined: ``"raise"`` rolls back
+            and raises, ``"wait"`` waits first.
+        joined_timeout: How many seconds it waits at most.
 
     Raises:
         ConcurrentUseError: From any method that may talk to the database, while
@@ -55,23 +67,18 @@ class Session(Binding):
     # stays cheap.
     _guard: Guard
     _on_concurrent: OnConcurrent = "raise"
-    # The block that made the session.
-    _tenure_scope: Any = None
     # Set while a block ends: it waits for other users instead of being refused.
     _is_patient = False
-    _callbacks: Callbacks | None = None
     _flush_listener: ClassVar[Callable[..., None]]
     # close() does more than reset(): close_resets_only=False was given.
     _closes_for_good = False
 
     # Of the outermost transaction: its connections, and those made read-only; when,
     # where (None: in the block that made the session) and in which process it began;
-    # the joined blocks that wrote and then failed, each with its transaction; whether
-    # it was committed.
+    # whether it was committed.
     _connected: tuple[Connection, ...] = ()
     _read_only: tuple[Connection, ...] = ()
     _begun: tuple[float, Line | None, int] | None = None
-    _half_done: tuple[tuple[BaseException, SessionTransaction | None], ...] = ()
     _committed = False
 
     def __init__(
@@ -81,6 +88,8 @@ class Session(Binding):
         proxy: AsyncSession | None = None,
         *args: Any,
         on_concurrent: OnConcurrent = "raise",
+        on_joined: OnJoined = "raise",
+        joined_timeout: float = JOINED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(bind, *args, **kwargs)
@@ -90,7 +99,10 @@ class Session(Binding):
             # Weak: a cycle would leave an abandoned async session to the collector.
             self._proxy = ref(proxy)
         if on_concurrent != "raise":
-            self._on_concurrent = checked(on_concurrent)
+            self._on_concurrent = checked("on_concurrent", on_concurrent, OnConcurrent)
+        if on_joined != "raise":
+            checked("on_joined", on_joined, OnJoined)
+            self._joined_timeout = checked_seconds("joined_timeout", joined_timeout)
         if kwargs.get("close_resets_only", True) is not True:
             self._closes_for_good = True
 
@@ -108,39 +120,31 @@ class Session(Binding):
                 stacklevel=2,
             )
 
-    def _has_work(self) -> bool:
-        """Whether the transaction has written, or has something to write."""
-        return self._written or any(pending(self))
-
     def _transaction_ended(self) -> None:
         """Forget what belonged to the outermost transaction; callbacks become due."""
         committed = self._committed
         self._written = self._committed = False
-        self._pins = self._begun = None
-        self._connected = self._read_only = self._half_done = ()
-        for watch in self._watches:
-            watch.forget()
+        self._pins = self._begun = self._failed_flush = None
+        self._connected = self._read_only = self._wrote = self._may_have_written = ()
+        if self._has_blocks:
+            self._forget_blocks()
         if self._callbacks is not None:
             self._callbacks.make_due(committed=committed)
 
-    def _savepoint_undone(self, savepoint: SessionTransaction) -> None:
-        """Forget what belonged to *savepoint*, which was rolled back."""
-        if self._callbacks is not None:
+    def _savepoint_ended(
+        self, savepoint: SessionTransaction, *, is_undone: bool
+    ) -> None:
+        """Let all that belonged to *savepoint* go where it went."""
+        self._end_place(savepoint, is_undone=is_undone)
+        if self._has_blocks:
+            self._move_blocks(savepoint, is_undone=is_undone)
+        if is_undone and self._callbacks is not None:
             self._callbacks.drop(savepoint)
-        if self._half_done:
-            self._half_done = tuple(
-                (error, transaction)
-                for error, transaction in self._half_done
-                if not is_inside(transaction, savepoint)
-            )
-
-    def _leave_half_done(self, error: BaseException) -> None:
-        """Refuse to commit until the transaction of the failed work is rolled back."""
-        self._half_done = (*self._half_done, (error, self._innermost))
 
     @property
-    def _innermost(self) -> SessionTransaction | None:
-        return self.get_nested_transaction() or self.get_transaction()
+    def _has_blocks(self) -> bool:
+        """Whether blocks have joined, or have left something to know of them."""
+        return bool(self._watches or self._ended)
 
     # One user at a time
 
@@ -219,7 +223,16 @@ class Session(Binding):
             self._flush_now(objects)
 
     def _flush_now(self, objects: Any) -> None:
-        super().flush(objects)
+        wrote, before = self._wrote, [(watch, watch._wrote) for watch in self._watches]
+        try:
+            super().flush(objects)
+        except BaseException as error:
+            # All that it wrote is undone.
+            self._failed_flush = error
+            self._wrote = wrote
+            for watch, places in before:
+                watch._wrote = places
+            raise
 
     def close(self) -> None:
         """As in SQLAlchemy."""
@@ -234,6 +247,8 @@ class Session(Binding):
         # Otherwise there is nothing to close.
 
     def _close_now(self) -> None:
+        if self._watches:
+            self._refuse_to_end("close")
         super().close()
 
     def commit(self, *, expire: bool | None = None) -> None:
@@ -256,48 +271,6 @@ class Session(Binding):
         finally:
             self.expire_on_commit = before
 
-    # What runs afterwards
-
-    def on_commit(self, fn: C) -> C:
-        """
-        Run *fn*, once, after the outermost transaction was committed.
-
-        Not if it is rolled back, or the savepoint that is open now. The commit is
-        done when *fn* runs: if it fails, the others run nevertheless, and the first
-        error is raised. On an async session what *fn* returns is awaited.
-
-        Raises:
-            SessionError: *fn* is a coroutine function, and this session is sync.
-        """
-        self._register("commit", fn)
-        return fn
-
-    def on_rollback(self, fn: C) -> C:
-        """
-        Run *fn*, once, after the outermost transaction was rolled back.
-
-        Closing without a commit is a rollback. Otherwise as :meth:`on_commit`: one
-        that was registered inside of a savepoint goes with the savepoint.
-        """
-        self._register("rollback", fn)
-        return fn
-
-    def _register(self, when: When, fn: Callback) -> None:
-        if self._callbacks is None:
-            self._callbacks = Callbacks()
-        self._callbacks.add(
-            when,
-            fn,
-            self._innermost,
-            async_mode=self.async_mode,
-        )
-
-    def _run_callbacks(self, callbacks: Callbacks, error: BaseException | None) -> None:
-        if callbacks.due:
-            scope = self._tenure_scope
-            with scope.outside() if scope is not None else _nowhere:
-                callbacks.run(error, async_mode=self.async_mode)
-
     def _in_turn(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Do *work* as one of the methods that one user at a time is inside of."""
         return work(self, *args, **options)
@@ -317,7 +290,6 @@ class Session(Binding):
 
 # Ending is allowed always.
 _ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
-_nowhere = nullcontext()
 
 
 def _flushes_by_itself(method: M) -> M:
@@ -331,6 +303,20 @@ def _flushes_by_itself(method: M) -> M:
     return cast(M, call)
 
 
+def _ends(method: M) -> M:
+    """Wrap *method*, which drops what was not committed: not what others wrote."""
+
+    @wraps(method)
+    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
+        if self._watches:
+            self._refuse_to_end(method.__name__)
+        return method(self, *args, **kwargs)
+
+    return cast(M, call)
+
+
+for _name in ("rollback", "reset", "invalidate"):
+    setattr(Session, _name, _ends(getattr(_Session, _name)))
 for _name in ("execute", "scalar", "scalars"):
     _method = one_at_a_time(getattr(_Session, _name), executes=True, has_option=True)
     setattr(Session, _name, _method)
@@ -380,6 +366,11 @@ def _begins(
     if transaction.nested:
         return
     session._connected = (*session._connected, connection)
+    for watch in session._watches:
+        if watch._counted is not None:
+            watch._counted[connection] = changes(
+                connection, is_new=connection is not session._given
+            )
     if connection.dialect.name == "sqlite" and session.in_nested_transaction():
         begin_late(connection)
     if session._role == "read" and connection is not session._given:
@@ -397,9 +388,9 @@ def _flushes(session: Session, context: Any, instances: Any) -> None:
         )
     if session._role != "read":
         session._go_to_writer()
-    # What waited to be written before a block has joined is not its own.
-    for watch in session._watches:
-        watch.look()
+    if session._watches or session._ended:
+        session._note_flush()
+    session._note_place(session._innermost, is_sure=True)
 
 
 # What a bulk that bypasses the unit of work need not run: it asks the same itself.
@@ -407,9 +398,12 @@ Session._flush_listener = staticmethod(_flushes)
 
 
 @event.listens_for(Session, "before_commit")
-def _refuse_half_done(session: Session) -> None:
-    if session._half_done and session.get_nested_transaction() is None:
-        cause, _ = session._half_done[0]
+def _commit_begins(session: Session) -> None:
+    if session.get_nested_transaction() is not None:
+        return
+    if session._watches:
+        session._refuse_to_end("commit")
+    if session._ended and (cause := session._half_done()):
         raise SessionError(
             "a joined block wrote and then failed "
             f"({type(cause).__name__}: {cause}), and its error was swallowed; "

@@ -133,13 +133,14 @@ class TestWhereFrom:
 
     async def test_joined_ends_nothing(self, db: Database) -> None:
         """A joined block does not commit, whatever it was told, nor close."""
-        async with db.async_session_manager() as outer:
-            async with async_session_manager(auto_commit=True) as inner:
-                thing = Thing(name="a")
-                inner.add(thing)
-                await inner.flush()
-            assert outer.in_transaction()
-            assert thing in outer
+        with pytest.raises(SessionError, match="ended without a commit"):
+            async with db.async_session_manager() as outer:
+                async with async_session_manager(auto_commit=True) as inner:
+                    thing = Thing(name="a")
+                    inner.add(thing)
+                    await inner.flush()
+                assert outer.in_transaction()
+                assert thing in outer
 
         assert [] == await names(db)
 

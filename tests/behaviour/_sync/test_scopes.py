@@ -130,13 +130,14 @@ class TestWhereFrom:
 
     def test_joined_ends_nothing(self, db: Database) -> None:
         """A joined block does not commit, whatever it was told, nor close."""
-        with db.session_manager() as outer:
-            with session_manager(auto_commit=True) as inner:
-                thing = Thing(name="a")
-                inner.add(thing)
-                inner.flush()
-            assert outer.in_transaction()
-            assert thing in outer
+        with pytest.raises(SessionError, match="ended without a commit"):
+            with db.session_manager() as outer:
+                with session_manager(auto_commit=True) as inner:
+                    thing = Thing(name="a")
+                    inner.add(thing)
+                    inner.flush()
+                assert outer.in_transaction()
+                assert thing in outer
 
         assert [] == names(db)
 
