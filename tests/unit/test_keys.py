@@ -136,6 +136,22 @@ class TestIdentifiers:
         """They are worked out once."""
         assert identifiers(Country) is identifiers(mapper_of(Country))
 
+    def test_arranged(self) -> None:
+        """There is one shape for a set of attributes; values follow its order."""
+        known = identifiers(Region)
+        shape = known.shape(("zone", "country_id"))
+
+        assert shape is known.shape(("country_id", "zone"))
+        for names, values in (
+            (("country_id", "zone"), (1, 2)),
+            (
+                ("zone", "country_id"),
+                (2, 1),
+            ),
+        ):
+            given = dict(zip(shape.names, shape.arranged(names, values), strict=True))
+            assert {"country_id": 1, "zone": 2} == given
+
     def test_columns_of_a_nested_key(self) -> None:
         """A relationship stands for the columns of its foreign key."""
         shape = identifiers(Region).shape(("country", "zone"))

@@ -213,6 +213,33 @@ class TestAccepted:
             )
             assert model().region is None
 
+    def test_composed_in_another_order(self) -> None:
+        """Two models may compose one key in different orders."""
+
+        class Own(DeclarativeBase):
+            pass
+
+        class Place(Own):
+            __tablename__ = "place"
+            __table_args__ = (UniqueConstraint("row", "seat"),)
+            id: Mapped[int] = mapped_column(primary_key=True)
+            row: Mapped[int]
+            seat: Mapped[int]
+
+        class First(BaseModel):
+            r: int
+            s: int
+            place: Annotated[Place, Key(seat="s", row="r")]
+
+        class Second(BaseModel):
+            r: int
+            s: int
+            place: Annotated[Place, Key(row="r", seat="s")]
+
+        for model in (First, Second):
+            found: Any = model.model_validate({"r": 1, "s": 2}).place  # type: ignore[attr-defined]  # both have it
+            assert {"row": 1, "seat": 2} == key_of(found)
+
     def test_composed_of_null(self) -> None:
         """A part that is null means no reference, where one is optional."""
 

@@ -71,7 +71,8 @@ class Local:
                 for shape in each:
                     parts = self._parts(value, shape)
                     for same in with_bases(shape):
-                        found.setdefault(self._token(same, parts), value)
+                        given = same.arranged(shape.names, parts)
+                        found.setdefault(self._token(same, given), value)
             stable = found.keys() == self._by_token.keys()
             self._by_token = found
             # A key inside a key is told by the value it names, found a pass before.

@@ -47,7 +47,8 @@ class Shape:
     The attributes of one key of a mapped class, without values.
 
     There is one object for each class and set of attributes, so that shapes can be
-    compared by identity.
+    compared by identity. Its order is that of the columns of the class, and not always
+    that of whoever asks: see :meth:`arranged`.
     """
 
     def __init__(self, mapper: Mapper[Any], parts: Sequence[Part]) -> None:
@@ -62,6 +63,13 @@ class Shape:
     def entity(self) -> type[Any]:
         """The mapped class."""
         return self.mapper.class_
+
+    def arranged(self, names: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the *values* of attributes, called *names*, in the order of the shape."""
+        if self.names == tuple(names):
+            return tuple(values)
+        held = dict(zip(names, values, strict=True))
+        return tuple([held[name] for name in self.names])
 
     @cached_property
     def columns(self) -> tuple[Column[Any], ...]:
@@ -162,10 +170,18 @@ class Identifiers:
         return part
 
     def shape(self, names: Sequence[str]) -> Shape:
-        """Return the shape of *names*; raise :exc:`KeyError` for an unknown one."""
+        """
+        Return the shape of *names*, not always in their order.
+
+        Raises:
+            KeyError: One is no attribute that a key can have.
+        """
         found = self._shapes.get(frozenset(names))
         if found is None:
-            found = Shape(self.mapper, [self.part(name) for name in names])
+            places = {column: n for n, column in enumerate(self.mapper.columns)}
+            parts = [self.part(name) for name in names]
+            parts.sort(key=lambda part: places.get(part.columns[0], len(places)))
+            found = Shape(self.mapper, parts)
             self._shapes[frozenset(names)] = found
         return found
 

@@ -86,6 +86,7 @@ class ReferenceValidator:
             return None
         bulk = SESSION_BULK_CONTEXT.get()
         shape = self.known.shape(self.attributes)
+        parts = shape.arranged(self.attributes, parts)
         if bulk is None:
             return self._make(shape, parts, None)
         registry = registering(bulk)

@@ -305,7 +305,8 @@ class RefusingWriter:
         names = [self.mapper.get_property_by_column(c).key for c in target.key]
         shape = identifiers(self.mapper).shape(names)
         width = (False,) * len(names)
-        wanted = Batch(shape, width, [], [keys[n] for n in asked])
+        given = [shape.arranged(names, keys[n]) for n in asked]
+        wanted = Batch(shape, width, [], given)
         answers, _ = self.attempts.tried(lambda: look_up(self.attempts.session, wanted))
         # A key that cannot be asked for is found by halving, too.
         existing = answers[0] if answers is not None else [None] * len(asked)

@@ -260,7 +260,8 @@ def _fill_subclasses(
     for mapper, instances in groups.items():
         names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         shape = identifiers(mapper).shape(names)
-        proxies, keys = list(instances.values()), list(instances)
+        proxies = list(instances.values())
+        keys = [shape.arranged(names, key) for key in instances]
         for whole in batches(shape, proxies, keys, size=size):
             for _ in lookups.ask(whole, "hydrate"):
                 pass
