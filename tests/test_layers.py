@@ -36,7 +36,7 @@ ORDER = [
     "__main__",
 ]
 # The same inside of a room that has rooms.
-INSIDE = {"bulk": ["pause_gc", "report", "dialects", "lookup", "write"]}
+INSIDE = {"bulk": ["report", "dialects", "lookup", "write"]}
 
 # These do what any program could do, with the names any program has.
 OUTSIDERS = {"cli", "__main__"}

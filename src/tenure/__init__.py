@@ -14,6 +14,7 @@ from .engines import DatabaseManager
 from .errors import (
     CommitOutcomeUnknownError,
     ConcurrentUseError,
+    ConflictError,
     DatabaseError,
     DeadlineExceededError,
     LoadError,
@@ -26,6 +27,7 @@ from .errors import (
     StaleReplicaError,
     TenureError,
     UnresolvedReferenceError,
+    UnwrittenValuesWarning,
 )
 from .routing import Choice, DatabaseRouter
 from .scopes import (
@@ -75,6 +77,7 @@ __all__ = [
     "Choice",
     "CommitOutcomeUnknownError",
     "ConcurrentUseError",
+    "ConflictError",
     "Database",
     "DatabaseError",
     "DatabaseManager",
@@ -101,6 +104,7 @@ __all__ = [
     "StaleReplicaError",
     "TenureError",
     "UnresolvedReferenceError",
+    "UnwrittenValuesWarning",
     "async_scoped_session",
     "async_session_factory",
     "async_session_manager",

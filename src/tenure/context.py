@@ -21,7 +21,7 @@ class CurrentBulk(Protocol):
 
     session: Any
 
-    def add(self, instance: Any, *, is_reference: bool = False) -> None:
+    def add(self, instance: Any, *, is_reference: bool = False) -> Any:
         """Take in a value or references; no I/O."""
 
     def validate(self, type_: Any, data: Any) -> Any:

@@ -17,6 +17,7 @@ Every exception tenure raises.
     │   └── RejectedRowsError                   more bad rows than the caller allows
     └── DatabaseError (SQLAlchemyError)         the database, its driver or SQLAlchemy refused
         ├── ResolutionError                     references without one row each
+        ├── ConflictError (IntegrityError)      values whose rows exist already
         └── CommitOutcomeUnknownError *         the connection was lost during a commit
 
 Nothing raises those with * yet: they are for databases with replicas.
@@ -28,7 +29,8 @@ class that SQLAlchemy raised.
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import exc
@@ -179,6 +181,15 @@ class Counts(Protocol):
         """Return the counts as plain values, for JSON."""
 
 
+class UnwrittenValuesWarning(UserWarning):
+    """
+    A block of a bulk ended without an error, and values of it were never written.
+
+    Write them with ``flush()`` or ``commit()``, or say with ``discard()`` that they are
+    not to be written.
+    """
+
+
 class RejectedRowsError(LoadError):
     """More rows were rejected than the caller allows; the load was rolled back."""
 
@@ -226,12 +237,10 @@ class ResolutionError(DatabaseError):
 
     def __init__(self, failures: Sequence[Any]) -> None:
         self.failures = tuple(failures)
-        shown = "; ".join(str(failure) for failure in self.failures[:5])
-        more = len(self.failures) - 5
+        count = len(self.failures)
         super().__init__(
-            f"{len(self.failures)} "
-            f"{'reference' if len(self.failures) == 1 else 'references'} "
-            f"could not be resolved: {shown}{f'; and {more} more' if more > 0 else ''}"
+            f"{count} {'reference' if count == 1 else 'references'} could not be "
+            f"resolved: {_some_of(self.failures)}"
         )
 
     def errors(self) -> list[dict[str, Any]]:
@@ -248,11 +257,50 @@ class ResolutionError(DatabaseError):
         ]
 
 
+class ConflictError(DatabaseError, exc.IntegrityError):
+    """
+    Values of a bulk have rows already, which ``on_conflict="raise"`` does not change.
+
+    Nothing was written; the transaction has to be rolled back, as after any flush that
+    failed.
+
+    Attributes:
+        failures: One :class:`Failure <tenure.bulk.Failure>` for each value.
+    """
+
+    def __init__(self, failures: Sequence[Any]) -> None:
+        self.failures = tuple(failures)
+        count = len(self.failures)
+        message = (
+            f"{count} {'value has a row' if count == 1 else 'values have rows'} already: "
+            f"{_some_of(self.failures)}; use on_conflict='update' to change what exists, "
+            f"or 'skip' to leave it"
+        )
+        exc.IntegrityError.__init__(self, "", None, ValueError(message))
+        self.args = (message,)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _some_of(failures: Sequence[Any]) -> str:
+    """Return the first failures, and how many there are beside them."""
+    more = len(failures) - 5
+    shown = "; ".join(map(str, failures[:5]))
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
 def said(error: BaseException) -> str:
     """Return the first line of what a driver or a type said; its class if nothing."""
     original = getattr(error, "orig", None) or error
     lines = str(original).strip().splitlines()
     return lines[0].strip() if lines else type(original).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a question for the known name that is most like *name*; else nothing."""
+    found = get_close_matches(name, known, 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def describe_key(key: Mapping[str, Any]) -> str:

@@ -28,12 +28,13 @@ from sqlalchemy.orm import (
 )
 
 from tenure import (
+    ConflictError,
     Database,
     Ref,
+    ResolutionError,
     Resource,
     SessionBulk,
     Spec,
-    UnresolvedReferenceError,
 )
 
 
@@ -258,14 +259,23 @@ class Schedule:
         bulk.resolve(strategy=self.strategy)
         for undone in self.draw(st.lists(st.sampled_from([bulk, session]), max_size=2)):
             if self.draw(st.booleans()):
-                bulk.flush()
+                self._write(bulk, bulk.flush)
             undone.rollback()
             bulk.resolve(strategy=self.strategy)
-        bulk.commit()
+        self._write(bulk, bulk.commit)
         for value, payload in taken:
             # An instance may have been left for the one that the session knows.
             if isinstance(value, Spec):
                 assert all(is_named(getattr(value, n), payload[n]) for n in payload)
+
+    def _write(self, bulk: SessionBulk, write: Callable[..., Any]) -> None:
+        """Write new values as they are, and change rows when that is refused."""
+        try:
+            write()
+        except ConflictError:
+            bulk.rollback()
+            bulk.resolve(raise_errors=False, strategy=self.strategy)
+            write(on_conflict="update")
 
     def _between(self, session: Session, bulk: SessionBulk) -> None:
         steps = ["", "", "resolve", "flush", "rollback", "session.rollback"]
@@ -274,8 +284,8 @@ class Schedule:
             return
         bulk.resolve(raise_errors=False, strategy=self.strategy)
         if step == "flush":
-            with suppress(UnresolvedReferenceError):
-                bulk.flush()
+            with suppress(ResolutionError):
+                self._write(bulk, bulk.flush)
         elif step == "rollback":
             bulk.rollback()
         elif step == "session.rollback":
@@ -333,3 +343,28 @@ def test_as_with_dictionaries(db: Database, data: st.DataObject) -> None:
         graph.flights,
         graph.links,
     )
+
+
+def test_upsert_refers_to_what_waits(db: Database) -> None:
+    """What is upserted refers to new rows that the unit of work writes after it."""
+    seeded(db)
+    de, new = {"country": "de", "number": 1}, {"country": "fr", "number": 2}
+    with db.session_manager() as session, session.bulk() as bulk:
+        Airport.resource_validate(new | {"name": "named"})
+        Flight.resource_validate({"number": "N1", "origin": de})
+        Flight.resource_validate(
+            {"number": "AF1", "origin": de, "after": {"number": "N1"}}
+        )
+        Flight.resource_validate(
+            {"number": "N2", "origin": new, "after": {"number": "N1"}}
+        )
+        bulk.resolve(raise_errors=False)
+        report = bulk.commit(on_conflict="update")
+
+    flights = {
+        "AF1": (None, ("de", 1), "N1"),
+        "N1": (None, ("de", 1), None),
+        "N2": (None, ("fr", 2), "N1"),
+    }
+    assert ["created", "created", "updated", "created"] == report.statuses
+    assert flights == found(db)[3]

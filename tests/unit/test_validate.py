@@ -21,6 +21,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
 from tenure.bulk.load.validate import RowValidator
@@ -64,7 +66,21 @@ class Strict(BaseModel):
     away: Annotated[Country | None, Key()]
 
 
-class Bound(Spec[Region]):
+class Own(DeclarativeBase):
+    pass
+
+
+class Match(Own):
+    __tablename__ = "match"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    home_id: Mapped[int] = mapped_column(ForeignKey(Country.id))
+    away_id: Mapped[int | None] = mapped_column(ForeignKey(Country.id))
+    home: Mapped[Country] = relationship(Country, foreign_keys=home_id)
+    away: Mapped[Country | None] = relationship(Country, foreign_keys=away_id)
+
+
+class Bound(Spec[Match]):
     number: int = 0
     home: Ref[Country]
     away: Ref[Country] | None = None

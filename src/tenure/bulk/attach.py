@@ -28,7 +28,12 @@ from ..mapping import (
 from ..models import Spec, assign, connect, is_given, items_of, lift
 from ..references import relationship_names
 from .dialects import bind_processors
-from .value import UNSET, Value, innermost, set_attributes
+from .value import (
+    UNSET,
+    Value,
+    innermost,
+    set_attributes,
+)
 
 
 def attach(

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.interfaces import MANYTOONE
 
-from ..errors import ResolutionError
+from ..errors import ConflictError, ResolutionError
 from ..mapping import is_filled
 from ..references import Proxy, is_resolved, key_of, target_of
 from .report import BulkReport, Failure, Status, describe
@@ -30,7 +30,7 @@ def tell(error: Any, count: int, failures: Iterable[Failure]) -> None:
     """Attach to an error the report of *count* values, none of which were written."""
     failed: list[Status] = ["failed"] * count
     error.report = BulkReport(failed, tuple(failures))
-    if isinstance(error, ResolutionError):
+    if isinstance(error, (ConflictError, ResolutionError)):
         return  # its message has them
     for failure in error.report.failures[:_SHOWN]:
         error.add_note(f"bulk: {failure}")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
+from weakref import WeakSet
 
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.state import InstanceState
 
 from .._private import STATE
 from ..context import SESSION_BULK_CONTEXT
-from ..errors import SessionError
+from ..errors import SessionError, UnwrittenValuesWarning
 from ..mapping import identifiers
 from ..models import Spec, entity_of, unconnected_in
 from ..references import (
@@ -34,6 +38,7 @@ from ..references import (
     shape_of,
     target_of,
 )
+from .bound import is_to_write, take_back
 from .save import check
 from .value import Value, reference_to
 
@@ -62,7 +67,12 @@ class Holding:
     _values: list[Value]
     #: What was given as a whole, by id: where failures are located.
     _payloads: dict[int, Any]
-    _given: set[int]
+    #: Values that were part of a flush, whatever came of it; others came later.
+    _tried: int
+    _previous: list[Any]
+    _sync_session: Any
+    #: The values, by the id of what was given.
+    _given: dict[int, Value]
     #: The mapped classes there were instances of, and whether they have relationships.
     _mapped: dict[type[Any], bool]
 
@@ -72,9 +82,20 @@ class Holding:
             f"{len(self._values)} values>"
         )
 
-    def add(self, instance: Any, *, is_reference: bool = False) -> None:
+    @overload
+    def add(self, instance: Spec[T], *, is_reference: bool = False) -> T: ...
+
+    @overload
+    def add(self, instance: T, *, is_reference: bool = False) -> T: ...
+
+    def add(self, instance: Any, *, is_reference: bool = False) -> Any:
         """
         Take in a value or references; no I/O.
+
+        Return the mapped instance that will be the row, of a ``Spec`` the one it
+        describes: what it refers to is set when it is resolved or written. Anything else
+        is returned as it is. Where the session has an instance of the row already, that
+        one is the row: see :meth:`get`.
 
         Args:
             instance: A mapped instance or a ``Spec`` (values), a proxy, or any
@@ -84,6 +105,11 @@ class Holding:
         Raises:
             SessionError: Anything else.
         """
+        self._add(instance, is_reference=is_reference)
+        value = self._given.get(id(instance))
+        return instance if value is None else value.promised()
+
+    def _add(self, instance: Any, *, is_reference: bool = False) -> None:
         kind = type(instance)
         if kind in self._mapped and not is_reference:
             # Most of what there is.
@@ -115,8 +141,8 @@ class Holding:
         ):
             self._registry.adopt(found)
         elif id(instance) not in self._given:
-            self._given.add(id(instance))
-            self._values.append(Value.of(instance, kind))
+            value = self._given[id(instance)] = Value.of(instance, kind)
+            self._values.append(value)
             if (self._mapped[kind] and unconnected_in(instance)) or (
                 "info" in state.__dict__ and is_made(instance)
             ):
@@ -178,8 +204,45 @@ class Holding:
 
     def _add_value(self, given: Any, entity: type[Any]) -> None:
         if id(given) not in self._given:
-            self._given.add(id(given))
-            self._values.append(Value.of(given, entity))
+            value = self._given[id(given)] = Value.of(given, entity)
+            self._values.append(value)
+
+    def discard(self) -> None:
+        """
+        Drop the values that were never written; no I/O.
+
+        What they would have changed in rows is taken back. References stay.
+        """
+        left, self._values = self._values[self._tried :], self._values[: self._tried]
+        for value in left:
+            del self._given[id(value.given)]
+            if value.is_bound:
+                take_back(self._sync_session, value)
+
+    def _left(self) -> list[Value]:
+        """Return the values that would be forgotten: never written, and to be."""
+        return [v for v in self._values[self._tried :] if is_to_write(v)]
+
+    def _is_flushed_at_the_end(self) -> bool:
+        """
+        Whether the session's block writes by itself what is left when the bulk ends.
+
+        A warning otherwise, if something is left.
+        """
+        if len(self._previous) > 1 or not (left := self._left()):
+            return False
+        if getattr(self._sync_session, "_commits_by_itself", False):
+            return True
+        count = Counter(value.entity.__name__ for value in left)
+        kinds = ", ".join(f"{number} {name}" for name, number in count.items())
+        warnings.warn(
+            f"values of a bulk were never written: {kinds}; call flush() or commit(), or "
+            f"discard() if that is on purpose, or open the block of the session with "
+            f"auto_commit=True",
+            UnwrittenValuesWarning,
+            stacklevel=3,
+        )
+        return False
 
     def entries(self) -> Iterator[BulkEntry]:
         """Return all that the bulk holds: references, then values, in their order."""
@@ -284,3 +347,20 @@ def _is_mapped(instance: Any) -> bool:
     except (NoInspectionAvailable, ValueError):
         return False
     return True
+
+
+_BULKS = "tenure.bulks"
+
+
+def watch_rollbacks(session: Session, bulk: Any) -> None:
+    """Record in *bulk* what *session* rolls back from now on."""
+    bulks = session.info.get(_BULKS)
+    if bulks is None:
+        bulks = session.info[_BULKS] = WeakSet()
+        event.listen(session, "after_soft_rollback", _tell)
+    bulks.add(bulk)
+
+
+def _tell(session: Session, transaction: SessionTransaction) -> None:
+    for bulk in session.info[_BULKS]:
+        bulk._rolled_back.append(transaction)

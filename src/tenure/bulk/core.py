@@ -7,27 +7,28 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, TypeVar
-from weakref import WeakSet
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._private import pending
 from ..context import SESSION_BULK_CONTEXT
-from ..errors import ResolutionError
-from ..models import Spec, connect_all, is_waiting
+from ..errors import ConflictError, ResolutionError
+from ..models import Spec, connect_all, instances_in, is_waiting
 from ..references import (
     Placeholders,
     Proxy,
     Registry,
     is_resolved,
+    key_of,
     replace_in,
     row_lost,
+    shape_of,
 )
-from . import blame, others, save
+from . import blame, save
 from .attach import let_go
-from .collected import SCOPES, Holding, Scope
+from .collected import SCOPES, Holding, Scope, watch_rollbacks
 from .dialects import ensure_transaction
 from .lookup import (
     BATCH,
@@ -39,10 +40,11 @@ from .lookup import (
     resolve,
 )
 from .match import Local, match_values
-from .report import BulkReport, Failure, Resolution
+from .report import BulkReport, Failure, Resolution, describe
 from .save import Circular, FlushOptions, check, check_size
 from .upsert import Keyed
 from .value import Value
+from .write import begin_savepoint, flush_others
 
 R = TypeVar("R")
 
@@ -60,7 +62,9 @@ class Bulk(Holding):
         self._registry = Registry(None if placeholders is None else placeholders.of)
         self._values = []
         self._payloads = {}
-        self._given = set()
+        self._given = {}
+        #: Values that were part of a flush, whatever came of it; others came later.
+        self._tried = 0
         self._mapped = {}
         self._hydrated: set[int] = set()
         #: References that stand for values.
@@ -285,13 +289,16 @@ class Bulk(Holding):
         return [failure(each, places.get(id(each[0]), ())) for each in found]
 
     def _flush(self, session: Session, options: FlushOptions) -> BulkReport:
+        self._tried = len(self._values)
         self._begin_writing("flush")
-        self._forget_undone(session)
-        self._connect(session, lambda instance: True)
-        self._mark_beginning(session)
-        if any(pending(session)[1:]):
-            self._flush_others(session)
         try:
+            if not all(map(is_resolved, self._registry)):
+                self._resolve_held(session)
+            self._forget_undone(session)
+            self._connect(session, lambda instance: True)
+            self._mark_beginning(session)
+            if any(pending(session)[1:]):
+                self._flush_others(session)
             with paused():
                 return save.flush(session, self._values, options)
         except Circular as error:
@@ -300,7 +307,7 @@ class Bulk(Holding):
             )
             blame.tell(refused, len(self._values), refused.failures)
             raise refused from error.__cause__
-        except ResolutionError as error:
+        except (ResolutionError, ConflictError) as error:
             blame.tell(error, len(self._values), error.failures)
             raise
         except SQLAlchemyError as error:
@@ -310,20 +317,40 @@ class Bulk(Holding):
                 blame.tell(error, len(self._values), blame.told_by_mappings(keyed))
             raise
 
+    def _resolve_held(self, session: Session) -> None:
+        """
+        Resolve references that are not.
+
+        Raises:
+            ResolutionError: With those that a value holds.
+        """
+        failures = self._resolve(session, False, "references", "bind", None).failures
+        held = {
+            describe(shape_of(proxy).entity, key_of(proxy))
+            for value in (self._values if failures else ())
+            for part in value.held.values()
+            for proxy in instances_in(part)
+            if type(proxy) is Proxy and not is_resolved(proxy)
+        }
+        if found := [
+            each for each in failures if describe(each.entity, each.key) in held
+        ]:
+            raise ResolutionError(found)
+
     def _mark_beginning(self, session: Session) -> None:
         """Begin a savepoint after the work that was there before this bulk."""
         if self._began_inside and self._savepoint is None:
             self._flush_others(session)
             ensure_transaction(session.connection())
-            self._savepoint = others.begin_savepoint(session)
+            self._savepoint = begin_savepoint(session)
 
     def _flush_others(self, session: Session) -> None:
         own = [v.instance for v in self._values if v.instance is not None]
-        others.flush_others(session, own)
+        flush_others(session, own)
 
     def _forget_undone(self, session: Session) -> None:
         """Forget what became of values in transactions that were rolled back."""
-        _watch(session, self)
+        watch_rollbacks(session, self)
         while self._rolled_back:
             self._forget(session, self._rolled_back.pop())
 
@@ -376,23 +403,6 @@ class Bulk(Holding):
         self._forget_undone(session)
         if whole is not None:
             self._forget(session, whole)
-
-
-_BULKS = "tenure.bulks"
-
-
-def _watch(session: Session, bulk: Bulk) -> None:
-    """Record in *bulk* what *session* rolls back from now on."""
-    bulks = session.info.get(_BULKS)
-    if bulks is None:
-        bulks = session.info[_BULKS] = WeakSet()
-        event.listen(session, "after_soft_rollback", _tell)
-    bulks.add(bulk)
-
-
-def _tell(session: Session, transaction: SessionTransaction) -> None:
-    for bulk in session.info[_BULKS]:
-        bulk._rolled_back.append(transaction)
 
 
 _lock = Lock()

@@ -65,7 +65,11 @@ class SessionBulk(Bulk):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave()
+        try:
+            if error is None and self._is_flushed_at_the_end():
+                self.flush()
+        finally:
+            self._leave()
 
     def resolve(
         self,
@@ -100,7 +104,7 @@ class SessionBulk(Bulk):
         on_duplicate: OnDuplicate = "raise",
     ) -> BulkReport:
         """
-        Write the values.
+        Resolve what is not resolved (``"bind"``), then write the values.
 
         Args:
             on_conflict: What to do where a row has the value's identifier.
@@ -110,8 +114,10 @@ class SessionBulk(Bulk):
             on_duplicate: What to do with two values for one identifier.
 
         Raises:
-            UnresolvedReferenceError: A value holds a reference not resolved.
-            ResolutionError: Two values have one identifier.
+            ResolutionError: References have no row each, or two values have one
+                identifier; nothing was written.
+            ConflictError: With ``"raise"``, a value that :meth:`resolve` has bound to
+                a row would change it.
         """
         options = FlushOptions(
             on_conflict=on_conflict,
@@ -252,7 +258,11 @@ class AsyncSessionBulk(Bulk):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave()
+        try:
+            if error is None and self._is_flushed_at_the_end():
+                await self.flush()
+        finally:
+            self._leave()
 
     resolve = _awaited(SessionBulk.resolve)
     flush = _awaited(SessionBulk.flush)

@@ -171,8 +171,11 @@ class Insertion:
             parent = held.get(relationship.key)
             if parent is not None:
                 its = instance_state(parent)
+                is_there = its.key is not None and (
+                    its.session_id == self.session.hash_key
+                )
                 if not its.mapper.isa(relationship.mapper) or (
-                    its not in writing and its.session_id != self.session.hash_key
+                    its not in writing and not is_there
                 ):
                     return False
         return True

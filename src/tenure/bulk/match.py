@@ -241,7 +241,10 @@ def match_values(
                     value.placed_in = innermost(session)
                 value.fill(attributes)
             else:
+                was_row = value.is_row
                 attach(session, value, attributes, row, key=names, fills=fills)
+                # What was a row's before it came here is the user's own to change.
+                value.is_bound = value.is_bound or not (was_row or value.is_own)
             for proxy in waiting.get(value, ()):
                 instance_found(proxy, _fetched(proxy, row), value.instance)
                 done.append(proxy)

@@ -9,9 +9,20 @@ from typing import Any, Literal
 from ..errors import describe_key
 
 Reason = Literal[
-    "missing", "ambiguous", "null", "denied", "invalid", "circular", "duplicate"
+    "missing",
+    "ambiguous",
+    "null",
+    "denied",
+    "invalid",
+    "circular",
+    "duplicate",
+    "taken",
 ]
 Status = Literal["created", "updated", "unchanged", "skipped", "failed"]
+
+
+#: What is said of two values for one row.
+MORE_THAN_ONE = "more than one value of this bulk has this key"
 
 
 def describe(entity: type[Any], key: Mapping[str, Any]) -> str:

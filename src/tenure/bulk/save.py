@@ -26,6 +26,7 @@ from ..errors import SessionError
 from ..mapping import identifiers
 from ..references import relationship_names
 from .attach import discard
+from .bound import settle_bound
 from .insertion import Insertion, State, insertion, members
 from .report import BulkReport, Status
 from .upsert import OnDuplicate, write_by_key
@@ -92,17 +93,29 @@ def flush(
     statuses: dict[Value, Status] = {}
     with session.no_autoflush:
         _make(values)
+        skipped: dict[Value, Status] = {}
+        if any(value.is_bound for value in values):
+            skipped = settle_bound(
+                session,
+                values,
+                options.on_conflict,
+                options.on_duplicate,
+                options.allowed,
+            )
         if options.on_conflict != "raise":
             statuses = write_by_key(
                 session,
-                values,
+                [value for value in values if value not in skipped],
                 on_conflict=options.on_conflict,
                 allowed=options.allowed,
                 on_duplicate=options.on_duplicate,
                 size=options.size,
             )
+        statuses |= skipped
         for value in values:
             if statuses.get(value) == "skipped":
+                if value.is_row:
+                    continue
                 discard(session, value.instance)
             elif value in statuses:
                 continue
@@ -120,6 +133,8 @@ def flush(
         if statuses[value] != "unchanged":
             value.placed_in = written_in
         value.is_row = value.is_row or statuses[value] != "skipped"
+        # What is written is this bulk's own.
+        value.is_bound = value.is_bound and statuses[value] == "skipped"
     return BulkReport([statuses[value] for value in values])
 
 

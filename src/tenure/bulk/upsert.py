@@ -21,7 +21,7 @@ from .attach import attach, discard
 from .dialects import orders_alike
 from .insertion import Insertion, State, Values, insertion
 from .lookup import Unfound, batches, failure, look_up
-from .report import Failure, Status
+from .report import MORE_THAN_ONE, Failure, Status
 from .value import Named, Value, choose, keys_of, set_attributes, token_of_key
 from .write import Outcome, Target, in_key_order, stage
 
@@ -334,9 +334,8 @@ def _keyed(
         if earlier is not None and earlier[0].made() is not instance:
             if on_duplicate == "raise":
                 entity = proxy._tenure_shape.entity
-                message = "more than one value of this bulk has this key"
                 key = key_of(proxy)
-                twice.append(Failure(entity, key, "ambiguous", message=message))
+                twice.append(Failure(entity, key, "ambiguous", message=MORE_THAN_ONE))
                 continue
             if on_duplicate == "first":
                 superseded.append(value)

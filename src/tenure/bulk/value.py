@@ -13,7 +13,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from .._private import PENDING_MUTATIONS
 from ..errors import SessionError
-from ..mapping import Shape, identifiers, make
+from ..mapping import Shape, begin, check_writable, construct, identifiers, make
 from ..models import (
     Spec,
     Unconnected,
@@ -49,6 +49,10 @@ class Value:
     is_filled: bool = False
     #: Whether its instance is one that the session knew already.
     was_known: bool = False
+    #: Whether ``resolve`` has bound it to a row that was there.
+    is_bound: bool = False
+    #: Whether it was part of a flush, whatever came of it.
+    was_tried: bool = False
     #: The columns a mapped instance had set before it became that of a row.
     payload: dict[str, Any] | None = None
     #: The transaction in which all this became so.
@@ -61,6 +65,8 @@ class Value:
     is_own: bool = False
     #: What a ``Spec`` was before that was undone: others may refer to it.
     former: Any = None
+    #: What that holds, if its constructor is still to run, which waits for references.
+    begun: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, given: Any, entity: type[Any]) -> Self:
@@ -82,6 +88,14 @@ class Value:
         held = inspect(self.instance).dict
         return {name: held[name] for name in set_attributes(self.instance)}
 
+    def held_before(self) -> dict[str, Any]:
+        """Return the attributes that were given, also after it was bound to a row."""
+        if isinstance(self.given, Spec):
+            return given_fields(self.given)
+        if self.payload is None:
+            return self.held
+        return {**self.payload, **(self.related or {})}
+
     def adds(self, name: str) -> bool:
         """
         Whether a collection is added to that of the row, instead of replacing it.
@@ -90,6 +104,19 @@ class Value:
         and does not say what else there is.
         """
         return not isinstance(self.given, Spec) and not is_given(self.given, name)
+
+    def promised(self) -> Any:
+        """Return the instance, of a ``Spec`` without what it refers to yet."""
+        if self.instance is None and self.former is None:
+            # Connected, the other side would take it for one that is to be written.
+            related = relationship_names(inspect(self.entity))
+            ready = {
+                name: as_attribute(part)
+                for name, part in given_fields(self.given).items()
+                if name not in related
+            }
+            self.former, self.begun = begin(self.entity, ready)
+        return self.former if self.instance is None else self.instance
 
     def made(self) -> Any:
         """Return the mapped instance, made from a ``Spec`` when first needed."""
@@ -107,7 +134,12 @@ class Value:
             if former is None or instance_state(former).key is not None:
                 self.instance = make(self.entity, attributes)
                 return
+            check_writable(self.entity, attributes)
             instance = self.instance = former
+            if self.begun is not None:
+                begun, self.begun = self.begun, None
+                construct(instance, attributes, begun)
+                attributes = {}
         replace_proxies(instance)
         held = inspect(instance).dict
         for name, attribute in attributes.items():
@@ -126,7 +158,7 @@ class Value:
     def forget(self) -> None:
         """Be a new value again, as it was given."""
         self.placed_in = None
-        self.is_row = self.is_filled = self.was_known = False
+        self.is_row = self.is_filled = self.was_known = self.is_bound = False
         if not isinstance(self.given, Spec):
             self._undo()
             return

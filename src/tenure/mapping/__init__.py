@@ -1,9 +1,17 @@
 """What mappers say: identifiers, columns, and how to make instances. No I/O."""
 
-from .columns import annotation, is_filled, readable_columns, settable_columns
+from .columns import (
+    annotation,
+    is_filled,
+    is_generated_key,
+    readable_columns,
+    settable_columns,
+)
 from .instances import (
+    begin,
     check_writable,
     columns_held,
+    construct,
     instance_for,
     make,
     new_instance,
@@ -27,14 +35,17 @@ __all__ = [
     "Part",
     "Shape",
     "annotation",
+    "begin",
     "check_writable",
     "column_adapter",
     "column_type",
     "columns_held",
     "columns_of",
+    "construct",
     "identifiers",
     "instance_for",
     "is_filled",
+    "is_generated_key",
     "make",
     "mapper_of",
     "new_instance",

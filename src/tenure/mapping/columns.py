@@ -25,7 +25,7 @@ from pydantic import (
     TypeAdapter,
     WithJsonSchema,
 )
-from sqlalchemy import JSON, Column, Enum, Numeric, String
+from sqlalchemy import JSON, Column, Enum, Numeric, Sequence, String
 from sqlalchemy.orm import ColumnProperty, Mapped, Mapper
 
 from .._private import is_sentinel
@@ -38,6 +38,20 @@ def settable_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Column[Any]]]:
         column = prop.columns[0]
         if _is_public(prop) and isinstance(column, Column) and _takes_values(column):
             yield prop.key, column
+
+
+def is_generated_key(mapper: Mapper[Any], name: str) -> bool:
+    """Whether an attribute is of the primary key, and the database makes its values."""
+    return any(
+        isinstance(column, Column)
+        and column.primary_key
+        and (
+            column is getattr(column.table, "autoincrement_column", None)
+            or column.server_default is not None
+            or isinstance(column.default, Sequence)
+        )
+        for column in mapper.attrs[name].columns
+    )
 
 
 def readable_columns(mapper: Mapper[Any]) -> Iterator[tuple[str, Any]]:

@@ -113,12 +113,53 @@ def make(entity: type[Any], attributes: Mapping[str, Any]) -> Any:
         return entity(**attributes)
     arguments = constructor.arguments(attributes)
     instance = entity(**arguments)
+    _set_others(instance, attributes, arguments)
+    return instance
+
+
+def _set_others(
+    instance: Any, attributes: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    """Set what the constructor has not taken."""
+    entity = type(instance)
     for name, value in attributes.items():
         if name not in arguments:
             if not hasattr(entity, name):
                 raise LoadError(f"{entity.__name__} has no attribute {name!r}")
             setattr(instance, name, value)
-    return instance
+
+
+def begin(
+    entity: type[Any], attributes: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any] | None]:
+    """
+    Return a new instance as :func:`make`, or one whose constructor is still to run.
+
+    That is where it needs more than there is now. What the instance holds is returned
+    then, for :func:`construct`.
+    """
+    try:
+        return make(entity, attributes), None
+    except TypeError:
+        instance = new_instance(mapper_of(entity))
+        for name, value in attributes.items():
+            setattr(instance, name, value)
+        return instance, dict(instance_state(instance).dict)
+
+
+def construct(
+    instance: Any, attributes: Mapping[str, Any], begun: Mapping[str, Any]
+) -> None:
+    """Call the constructor of an instance; what was set since it was *begun* is kept."""
+    entity = type(instance)
+    constructor = check_writable(entity, attributes)
+    held = instance_state(instance).dict
+    since = {n: v for n, v in held.items() if n not in begun or v is not begun[n]}
+    arguments = constructor.arguments(attributes)
+    entity.__init__(instance, **arguments)
+    _set_others(instance, attributes, arguments)
+    for name, value in since.items():
+        setattr(instance, name, value)
 
 
 def new_instance(mapper: Mapper[Any]) -> Any:

@@ -9,14 +9,15 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, ForwardRef, Generic, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
 
 from .._private import STATE
-from ..errors import LoadError
+from ..errors import LoadError, nearest
 from ..mapping import make, mapper_of
 from ..references import (
     PLAIN,
@@ -44,13 +45,16 @@ class Resource:
         class Flight(Resource, Base):
             __tablename__ = "flight"
 
-            number: Mapped[int] = mapped_column(primary_key=True)
+            id: Mapped[int] = mapped_column(primary_key=True)
+            number: Mapped[int] = mapped_column(unique=True)
             origin_id: Mapped[int] = mapped_column(ForeignKey("airport.id"))
             origin: Mapped[Airport] = relationship()
 
         Flight.resource_validate({"number": 1, "origin": "CDG"})
 
-    The schema is read from the mapper. A relationship takes a reference (an
+    The schema is read from the mapper. A payload may set all columns and relationships,
+    but not a primary key that the database generates; or exactly the attributes that the
+    class lists in ``__writable__``, if it has one. A relationship takes a reference (an
     instance, a scalar, or exactly the attributes of one identifier) or a nested
     value. What was not given stays unset. Instances are made without ``__init__``.
 
@@ -123,9 +127,22 @@ class Spec(BaseModel, Generic[T]):
             origin: Ref[Airport]
 
     Fields have the names of attributes; an alias is the name in the input.
+
+    Raises:
+        LoadError: When the class is made: the mapped class has no such attribute.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse fields that the mapped class lacks."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            metadata = base.__dict__.get("__pydantic_generic_metadata__")
+            if metadata and metadata["origin"] is Spec:
+                _refuse_unknown(cls, inspect(metadata["args"][0], raiseerr=False))
+                return
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -226,6 +243,43 @@ def entity_of(model: type[Any]) -> type[Any]:
         f"{getattr(model, '__name__', model)!r} is no model of a mapped class; "
         f"derive it from tenure.Spec[YourClass]"
     )
+
+
+def _refuse_unknown(model: type[BaseModel], mapper: Any) -> None:
+    """
+    Refuse fields that no attribute of the mapped class has the name of.
+
+    Mappers may not be configured yet, and this must not do it: another class may be
+    missing. A back reference is made then, so what may be one is let through.
+    """
+    if not isinstance(mapper, Mapper):
+        return
+    known = mapper.all_orm_descriptors.keys()
+    parts = {
+        part
+        for field in model.model_fields.values()
+        for item in field.metadata
+        if isinstance(item, Key) and item.composed
+        for part in item.composed.values()
+    }
+    for name, field in model.model_fields.items():
+        # Parts of a composed key need not be attributes.
+        if name in known or name in parts or hasattr(mapper.class_, name):
+            continue
+        if mapper.configured or not _may_refer(field.annotation):
+            raise LoadError(
+                f"{model.__name__}.{name} is no attribute of "
+                f"{mapper.class_.__name__}{nearest(name, known)}"
+            )
+
+
+def _may_refer(kind: Any) -> bool:
+    """Whether a type may be that of a relationship."""
+    if not isinstance(kind, type) or get_args(kind):
+        return isinstance(kind, (str, ForwardRef)) or any(
+            map(_may_refer, get_args(kind))
+        )
+    return issubclass(kind, BaseModel) or inspect(kind, raiseerr=False) is not None
 
 
 def check_fields(model: type[BaseModel], mapper: Mapper[Any]) -> None:

@@ -41,12 +41,12 @@ from ..mapping import (
     is_filled,
     mapper_of,
     new_instance,
-    settable_columns,
 )
 from ..references import Draft, Proxy, ReferenceValidator, current_draft, target_of
 from .problems import filled_around, filled_twice, none_given, problem_at
 from .serialize import serialize, typed_dict_adapter
 from .unconnected import as_given, set_relationship
+from .writable import writable_columns, writable_relationships
 
 #: Levels of values inside of values; more are a mistake or an attack.
 MOST_LEVELS = 100
@@ -68,17 +68,13 @@ class ValueValidator:
     @cached_property
     def columns(self) -> dict[str, Column[Any]]:
         """The columns that a payload may set, by attribute."""
-        return dict(settable_columns(self.mapper))
+        return dict(writable_columns(self.mapper))
 
     @cached_property
     def relations(self) -> dict[str, Relation]:
         """The relationships that a payload may set."""
         return {
-            prop.key: Relation(prop)
-            for prop in self.mapper.relationships
-            if not prop.key.startswith("_")
-            and not prop.viewonly
-            and prop.lazy not in ("dynamic", "write_only", "noload")
+            prop.key: Relation(prop) for prop in writable_relationships(self.mapper)
         }
 
     @cached_property

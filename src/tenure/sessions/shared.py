@@ -16,8 +16,9 @@ import time
 from asyncio import Event, Task, get_running_loop, timeout
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,7 +33,8 @@ from .exclusive import User, Writer, current_user, described, is_inside
 from .watch import Past, Watch
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended:
     """A joined block that wrote and has ended: it failed, or counts on a commit."""
 
     past: Past
@@ -67,6 +69,14 @@ class Shared(Writer, _Session):
     # the error of the last flush that failed.
     _ended: tuple[Ended, ...] = ()
     _failed_flush: BaseException | None = None
+
+    @property
+    def _commits_by_itself(self) -> bool:
+        """Whether a block of the session commits, or counts on a commit."""
+        scope = self._tenure_scope
+        if scope is not None and not scope.has_ended and scope.auto_commit:
+            return True
+        return any(watch.auto_commit for watch in self._watches)  # type: ignore[attr-defined]  # of a block
 
     # What is written
 
@@ -122,7 +132,7 @@ class Shared(Writer, _Session):
             return
         unsettled, self._ended = self._ended, ()
         self._ended = tuple(
-            each._replace(is_sure=True)
+            replace(each, is_sure=True)
             for each in unsettled
             if each.is_sure
             or (not each.past.is_empty and self._has_changed(each.counted))

@@ -368,7 +368,7 @@ class TestKeysInsideOfKeys:
             given = {"country": "fr", "zone": 1, "name": "north"}
             bulk.add(RegionIn.model_validate(given))
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert ["updated"] * 2 == report.statuses
 
@@ -384,7 +384,7 @@ class TestKeysInsideOfKeys:
             for value in reversed(values):
                 bulk.add(value)
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert ["created", "updated"] == report.statuses
 
@@ -404,7 +404,7 @@ class TestKeysInsideOfKeys:
             for value in values:
                 bulk.add(value)
             await bulk.resolve(strategy=strategy)
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert ["created", "updated"] == report.statuses
 
@@ -491,7 +491,7 @@ class TestUndo:
             bulk.add(Author(code="a", name="new"))
             bulk.add(Author(code="c"))
             await bulk.resolve(raise_errors=False)
-            report = await bulk.flush()
+            report = await bulk.flush(on_conflict="update")
             assert ["updated", "created"] == report.statuses
             await bulk.rollback()
         assert [("a", "old", None), ("b", "mine", None)] == await authors(session)
@@ -504,7 +504,7 @@ class TestUndo:
             bulk.add(Author(code="a", email="y"))
             await bulk.resolve()
             bulk.add(Author(code="b", email="x"))
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
         assert [("a", None, "y"), ("b", None, "x")] == await authors(session)
 
     async def test_refers_to_what_was_made(self, session: AsyncSession) -> None:
@@ -535,7 +535,7 @@ class TestUndo:
             bulk.add(SiteIn.model_validate(given))
             await bulk.rollback()
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert ["updated", "created", "created"] == report.statuses
 
@@ -585,7 +585,7 @@ class TestUndo:
             bulk.add(Book(isbn="1", title="given", author=author))
             await session.rollback()
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         found = await session.execute(select(Book.title, Author.code).join(Book.author))
         assert ["updated"] == report.statuses
@@ -621,7 +621,7 @@ class TestUndo:
             for value in values[::order]:
                 bulk.add(value)
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
         parents = await session.execute(
             text(
                 "SELECT n.code, p.code FROM node n LEFT JOIN node p "
@@ -665,12 +665,12 @@ class TestUndoOfUpdates:
             bulk.add(made_by(code="a", name="given"))
             await bulk.resolve()
             if flushes:
-                await bulk.flush()
+                await bulk.flush(on_conflict="update")
             await bulk.rollback()
             await session.flush()
             after = await authors(session)
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert [("a", "before", "pending")] == after
         assert ["updated"] == report.statuses
@@ -726,7 +726,7 @@ class TestUndoOfUpdates:
             if by == "bulk":
                 await bulk.rollback()
             await bulk.resolve()
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
 
         found = await session.execute(
             select(Book.isbn, Label.name).join(Book.labels).order_by(Book.isbn)
@@ -747,14 +747,14 @@ class TestUndoOfUpdates:
             if in_savepoint:
                 savepoint = await session.begin_nested()
                 await bulk.resolve()
-                await bulk.flush()
+                await bulk.flush(on_conflict="update")
                 await savepoint.rollback()
             else:
                 await bulk.resolve()
-                await bulk.flush()
+                await bulk.flush(on_conflict="update")
                 await session.rollback()
             await bulk.resolve()
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert ["updated", "created"] == report.statuses
         assert [("new", "given", None), ("old", "given", None)] == await authors(
@@ -777,7 +777,7 @@ class TestChangedMeanwhile:
                 author.name = "changed"
             await bulk.resolve()
             await bulk.resolve(strategy="hydrate")
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
 
         assert [("new", "changed", None), ("old", "changed", None)] == await authors(
             session
@@ -828,7 +828,7 @@ class TestWatching:
             bulk.add(given)
             bulk.add(Region(country=given, zone=1))
             await bulk.resolve()
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
             [region] = bulk.get(Region)
 
         assert known is region.country

@@ -19,7 +19,6 @@ from tenure import (
     Ref,
     ResolutionError,
     Spec,
-    UnresolvedReferenceError,
 )
 from tests.fixtures.counting import count_statements
 from tests.fixtures.kinds import (
@@ -87,12 +86,12 @@ async def keep(session: AsyncSession, *rows: Any) -> None:
 async def write(
     session: AsyncSession, strategy: Any, model: type[BaseModel], *given: Any
 ) -> None:
-    """Validate payloads in a bulk, resolve, commit."""
+    """Validate payloads in a bulk, resolve, commit; rows that exist are updated."""
     async with session.bulk() as bulk:
         for each in given:
             bulk.add(model.model_validate(each))
         await bulk.resolve(strategy=strategy)
-        await bulk.commit()
+        await bulk.commit(on_conflict="update")
     session.expunge_all()
 
 
@@ -218,7 +217,7 @@ class TestImperative:
             bulk.add(given)
             bulk.add(Moon("m", given))
             await bulk.resolve(strategy=strategy)
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
 
         assert [("M", "p", "new")] == await stored(
             session,
@@ -238,7 +237,7 @@ class TestImperative:
             for value in (planet, moon) if first == "planet" else (moon, planet):
                 bulk.add(value)
             await bulk.resolve(strategy=strategy)
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
 
         assert [("M", "p"), ("OLD", "p")] == await stored(
             session,
@@ -722,7 +721,7 @@ class TestCollections:
         async with session.bulk() as bulk:
             bulk.add(AlbumIn.model_validate({"code": "new", **part}))
             await bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match=r"code='n'"):
+            with pytest.raises(ResolutionError, match=r"code='n'"):
                 await bulk.flush()
 
         assert [("old",)] == await stored(session, "SELECT code FROM album")

@@ -82,7 +82,7 @@ async def test_instances(
         bulk.add(Hero(name="new"))
         if on_conflict == "resolve":
             await bulk.resolve(strategy=strategy)
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
         else:
             report = await bulk.commit(on_conflict="update")
 

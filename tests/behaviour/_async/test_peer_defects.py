@@ -108,7 +108,7 @@ class TestValues:
                 given = {"isbn": isbn, "barcode": barcode, "author": "a"}
                 bulk.add(BookIn.model_validate(given))
             resolution = await bulk.resolve(strategy=strategy)
-            report = await bulk.commit()
+            report = await bulk.commit(on_conflict="update")
 
         assert 2 == resolution.values
         assert ["updated", "updated", "created"] == report.statuses
@@ -225,7 +225,7 @@ class TestKeys:
             bulk.add(AliasedIn.model_validate(given))
             row = Row.model_validate({"ISO code": "fr", "zone no.": 1})
             resolution = await bulk.resolve()
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
 
         assert 2 == resolution.values
         assert row.region is not None
@@ -435,7 +435,7 @@ class TestPolymorphic:
             for vehicle in fleet.vehicles:
                 bulk.add(vehicle)
             await bulk.resolve()
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
             vehicles = bulk.get(Vehicle, scope="values")
             lorries = bulk.get(Lorry, scope="values")
 

@@ -12,7 +12,15 @@ import pytest
 from pydantic import BaseModel, RootModel, TypeAdapter, create_model
 from sqlalchemy import inspect, select, text
 
-from tenure import AsyncSession, Key, Proxy, Ref, Spec, UnresolvedReferenceError
+from tenure import (
+    AsyncSession,
+    Key,
+    Proxy,
+    Ref,
+    ResolutionError,
+    Spec,
+    UnresolvedReferenceError,
+)
 from tests.fixtures.models import (
     Author,
     Book,
@@ -235,7 +243,7 @@ class TestUnresolved:
         async with session.bulk(proxy_reference=False) as bulk:
             bulk.add(BookIn.model_validate({"isbn": "1", "author": "nobody"}))
             resolution = await bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match="nobody"):
+            with pytest.raises(ResolutionError, match="nobody"):
                 await bulk.flush()
 
         assert [("author",)] == [f.locations[0] for f in resolution.failures]
@@ -394,7 +402,7 @@ class TestResolved:
             bulk.add(Country(code="fr"))
             [region] = references(Ref[Region], {"country": "fr", "zone": 1})
             await bulk.resolve(strategy=strategy)
-            await bulk.commit()
+            await bulk.commit(on_conflict="update")
             books = bulk.get(Book)
 
         assert ["old", "new"] == [book.author.name for book in books]

@@ -364,7 +364,7 @@ class TestWriting:
             given = {"number": 1, "airline": "AA", "tags": ["a"]}
             flight = Flight.resource_validate(given)
             missing = await bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match="'a'"):
+            with pytest.raises(ResolutionError, match="'a'"):
                 await bulk.flush()
             before = await session.scalar(select(func.count()).select_from(Flight))
             tag = Tag(name="a")
@@ -524,7 +524,7 @@ class TestUnresolved:
                 {"number": 1, "airline": "AA", "tags": ["a"], "crew": []}
             )
             await bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError):
+            with pytest.raises(ResolutionError):
                 await bulk.flush()
             assert type(flight.airline) is Proxy
             session.add_all([Airline(code="AA", name="n"), Tag(name="a")])
@@ -741,7 +741,7 @@ class TestRegistration:
             number: str
             airline: str
 
-        class Holder(Spec[Trip]):
+        class Holder(Spec[Airline]):
             flights: list[ByReference | ByText]
 
         async with session.bulk() as bulk:

@@ -361,7 +361,7 @@ class TestKeysInsideOfKeys:
             given = {"country": "fr", "zone": 1, "name": "north"}
             bulk.add(RegionIn.model_validate(given))
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert ["updated"] * 2 == report.statuses
 
@@ -377,7 +377,7 @@ class TestKeysInsideOfKeys:
             for value in reversed(values):
                 bulk.add(value)
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert ["created", "updated"] == report.statuses
 
@@ -395,7 +395,7 @@ class TestKeysInsideOfKeys:
             for value in values:
                 bulk.add(value)
             bulk.resolve(strategy=strategy)
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert ["created", "updated"] == report.statuses
 
@@ -478,7 +478,7 @@ class TestUndo:
             bulk.add(Author(code="a", name="new"))
             bulk.add(Author(code="c"))
             bulk.resolve(raise_errors=False)
-            report = bulk.flush()
+            report = bulk.flush(on_conflict="update")
             assert ["updated", "created"] == report.statuses
             bulk.rollback()
         assert [("a", "old", None), ("b", "mine", None)] == authors(session)
@@ -491,7 +491,7 @@ class TestUndo:
             bulk.add(Author(code="a", email="y"))
             bulk.resolve()
             bulk.add(Author(code="b", email="x"))
-            bulk.commit()
+            bulk.commit(on_conflict="update")
         assert [("a", None, "y"), ("b", None, "x")] == authors(session)
 
     def test_refers_to_what_was_made(self, session: Session) -> None:
@@ -522,7 +522,7 @@ class TestUndo:
             bulk.add(SiteIn.model_validate(given))
             bulk.rollback()
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert ["updated", "created", "created"] == report.statuses
 
@@ -568,7 +568,7 @@ class TestUndo:
             bulk.add(Book(isbn="1", title="given", author=author))
             session.rollback()
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         found = session.execute(select(Book.title, Author.code).join(Book.author))
         assert ["updated"] == report.statuses
@@ -602,7 +602,7 @@ class TestUndo:
             for value in values[::order]:
                 bulk.add(value)
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
         parents = session.execute(
             text(
                 "SELECT n.code, p.code FROM node n LEFT JOIN node p "
@@ -646,12 +646,12 @@ class TestUndoOfUpdates:
             bulk.add(made_by(code="a", name="given"))
             bulk.resolve()
             if flushes:
-                bulk.flush()
+                bulk.flush(on_conflict="update")
             bulk.rollback()
             session.flush()
             after = authors(session)
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert [("a", "before", "pending")] == after
         assert ["updated"] == report.statuses
@@ -705,7 +705,7 @@ class TestUndoOfUpdates:
             if by == "bulk":
                 bulk.rollback()
             bulk.resolve()
-            bulk.commit()
+            bulk.commit(on_conflict="update")
 
         found = session.execute(
             select(Book.isbn, Label.name).join(Book.labels).order_by(Book.isbn)
@@ -726,14 +726,14 @@ class TestUndoOfUpdates:
             if in_savepoint:
                 savepoint = session.begin_nested()
                 bulk.resolve()
-                bulk.flush()
+                bulk.flush(on_conflict="update")
                 savepoint.rollback()
             else:
                 bulk.resolve()
-                bulk.flush()
+                bulk.flush(on_conflict="update")
                 session.rollback()
             bulk.resolve()
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert ["updated", "created"] == report.statuses
         assert [("new", "given", None), ("old", "given", None)] == authors(session)
@@ -754,7 +754,7 @@ class TestChangedMeanwhile:
                 author.name = "changed"
             bulk.resolve()
             bulk.resolve(strategy="hydrate")
-            bulk.commit()
+            bulk.commit(on_conflict="update")
 
         assert [("new", "changed", None), ("old", "changed", None)] == authors(session)
 
@@ -803,7 +803,7 @@ class TestWatching:
             bulk.add(given)
             bulk.add(Region(country=given, zone=1))
             bulk.resolve()
-            bulk.commit()
+            bulk.commit(on_conflict="update")
             [region] = bulk.get(Region)
 
         assert known is region.country

@@ -20,7 +20,6 @@ from tenure import (
     ResolutionError,
     Session,
     Spec,
-    UnresolvedReferenceError,
 )
 from tests.fixtures.counting import count_statements
 from tests.fixtures.kinds import (
@@ -86,12 +85,12 @@ def keep(session: Session, *rows: Any) -> None:
 
 
 def write(session: Session, strategy: Any, model: type[BaseModel], *given: Any) -> None:
-    """Validate payloads in a bulk, resolve, commit."""
+    """Validate payloads in a bulk, resolve, commit; rows that exist are updated."""
     with session.bulk() as bulk:
         for each in given:
             bulk.add(model.model_validate(each))
         bulk.resolve(strategy=strategy)
-        bulk.commit()
+        bulk.commit(on_conflict="update")
     session.expunge_all()
 
 
@@ -211,7 +210,7 @@ class TestImperative:
             bulk.add(given)
             bulk.add(Moon("m", given))
             bulk.resolve(strategy=strategy)
-            bulk.commit()
+            bulk.commit(on_conflict="update")
 
         assert [("M", "p", "new")] == stored(
             session,
@@ -231,7 +230,7 @@ class TestImperative:
             for value in (planet, moon) if first == "planet" else (moon, planet):
                 bulk.add(value)
             bulk.resolve(strategy=strategy)
-            bulk.commit()
+            bulk.commit(on_conflict="update")
 
         assert [("M", "p"), ("OLD", "p")] == stored(
             session,
@@ -691,7 +690,7 @@ class TestCollections:
         with session.bulk() as bulk:
             bulk.add(AlbumIn.model_validate({"code": "new", **part}))
             bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match=r"code='n'"):
+            with pytest.raises(ResolutionError, match=r"code='n'"):
                 bulk.flush()
 
         assert [("old",)] == stored(session, "SELECT code FROM album")

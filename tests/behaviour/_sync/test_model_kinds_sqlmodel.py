@@ -79,7 +79,7 @@ def test_instances(session: Session, strategy: Any, on_conflict: str) -> None:
         bulk.add(Hero(name="new"))
         if on_conflict == "resolve":
             bulk.resolve(strategy=strategy)
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
         else:
             report = bulk.commit(on_conflict="update")
 

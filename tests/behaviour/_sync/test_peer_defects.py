@@ -107,7 +107,7 @@ class TestValues:
                 given = {"isbn": isbn, "barcode": barcode, "author": "a"}
                 bulk.add(BookIn.model_validate(given))
             resolution = bulk.resolve(strategy=strategy)
-            report = bulk.commit()
+            report = bulk.commit(on_conflict="update")
 
         assert 2 == resolution.values
         assert ["updated", "updated", "created"] == report.statuses
@@ -216,7 +216,7 @@ class TestKeys:
             bulk.add(AliasedIn.model_validate(given))
             row = Row.model_validate({"ISO code": "fr", "zone no.": 1})
             resolution = bulk.resolve()
-            bulk.commit()
+            bulk.commit(on_conflict="update")
 
         assert 2 == resolution.values
         assert row.region is not None
@@ -422,7 +422,7 @@ class TestPolymorphic:
             for vehicle in fleet.vehicles:
                 bulk.add(vehicle)
             bulk.resolve()
-            bulk.commit()
+            bulk.commit(on_conflict="update")
             vehicles = bulk.get(Vehicle, scope="values")
             lorries = bulk.get(Lorry, scope="values")
 

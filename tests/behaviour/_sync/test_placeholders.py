@@ -13,7 +13,15 @@ import pytest
 from pydantic import BaseModel, RootModel, TypeAdapter, create_model
 from sqlalchemy import inspect, select, text
 
-from tenure import Key, Proxy, Ref, Session, Spec, UnresolvedReferenceError
+from tenure import (
+    Key,
+    Proxy,
+    Ref,
+    ResolutionError,
+    Session,
+    Spec,
+    UnresolvedReferenceError,
+)
 from tests.fixtures.models import (
     Author,
     Book,
@@ -232,7 +240,7 @@ class TestUnresolved:
         with session.bulk(proxy_reference=False) as bulk:
             bulk.add(BookIn.model_validate({"isbn": "1", "author": "nobody"}))
             resolution = bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match="nobody"):
+            with pytest.raises(ResolutionError, match="nobody"):
                 bulk.flush()
 
         assert [("author",)] == [f.locations[0] for f in resolution.failures]
@@ -387,7 +395,7 @@ class TestResolved:
             bulk.add(Country(code="fr"))
             [region] = references(Ref[Region], {"country": "fr", "zone": 1})
             bulk.resolve(strategy=strategy)
-            bulk.commit()
+            bulk.commit(on_conflict="update")
             books = bulk.get(Book)
 
         assert ["old", "new"] == [book.author.name for book in books]

@@ -363,7 +363,7 @@ class TestWriting:
             given = {"number": 1, "airline": "AA", "tags": ["a"]}
             flight = Flight.resource_validate(given)
             missing = bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError, match="'a'"):
+            with pytest.raises(ResolutionError, match="'a'"):
                 bulk.flush()
             before = session.scalar(select(func.count()).select_from(Flight))
             tag = Tag(name="a")
@@ -521,7 +521,7 @@ class TestUnresolved:
                 {"number": 1, "airline": "AA", "tags": ["a"], "crew": []}
             )
             bulk.resolve(raise_errors=False)
-            with pytest.raises(UnresolvedReferenceError):
+            with pytest.raises(ResolutionError):
                 bulk.flush()
             assert type(flight.airline) is Proxy
             session.add_all([Airline(code="AA", name="n"), Tag(name="a")])
@@ -738,7 +738,7 @@ class TestRegistration:
             number: str
             airline: str
 
-        class Holder(Spec[Trip]):
+        class Holder(Spec[Airline]):
             flights: list[ByReference | ByText]
 
         with session.bulk() as bulk:

@@ -1,4 +1,8 @@
-"""Write rows of one table, in as few calls of the driver as possible."""
+"""
+Write rows of one table, in as few calls of the driver as possible.
+
+And flush before what is pending in the session beside them.
+"""
 
 from .bypass import (
     LIFE_EVENTS,
@@ -10,6 +14,7 @@ from .bypass import (
 )
 from .copy import Copy, draw_keys
 from .locks import take_write_lock, take_write_locks
+from .others import begin_savepoint, flush_others
 from .rows import (
     Processed,
     Row,
@@ -35,7 +40,9 @@ __all__ = [
     "TableInDatabase",
     "Target",
     "Written",
+    "begin_savepoint",
     "draw_keys",
+    "flush_others",
     "in_key_order",
     "is_sql",
     "one_zone",
