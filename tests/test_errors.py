@@ -134,6 +134,7 @@ OURS = [
     UnknownAliasError("a", ["b", "c"], by="a router"),
     tenure.ResolutionError([]),
     tenure.ConflictError(["Book(isbn=1) is taken"]),
+    tenure.PartialCommitError(["a"], ["b"], ValueError("lost")),
 ]
 
 
@@ -165,6 +166,7 @@ def test_tree() -> None:
         tenure.DeadlineExceededError: TimeoutError,
         tenure.LostWriteError: tenure.RoutingError,
         tenure.CommitOutcomeUnknownError: tenure.DatabaseError,
+        tenure.PartialCommitError: tenure.DatabaseError,
         tenure.LoadError: ValueError,
         tenure.DatabaseError: exc.SQLAlchemyError,
         tenure.ResolutionError: tenure.DatabaseError,

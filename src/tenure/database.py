@@ -51,6 +51,7 @@ class Database:
         on_concurrent: As for :class:`Session`.
         on_joined: As for :class:`Session`.
         joined_timeout: As for :class:`Session`.
+        twophase: Let all databases of a transaction promise to commit before one does.
         debug: Let :meth:`report` tell the stack that opened a session, which makes
             opening one slower.
         leak_threshold: Seconds after which a session that is still open is logged,
@@ -71,6 +72,7 @@ class Database:
         on_concurrent: OnConcurrent = "raise",
         on_joined: OnJoined = "raise",
         joined_timeout: float = JOINED_TIMEOUT,
+        twophase: bool = False,
         debug: bool = False,
         leak_threshold: float | None = None,
         **engine_options: Any,
@@ -88,6 +90,8 @@ class Database:
             checked_seconds("joined_timeout", joined_timeout)
             self._session_options["on_joined"] = on_joined
             self._session_options["joined_timeout"] = joined_timeout
+        if twophase:
+            self._session_options["twophase"] = True
         self.session: sessionmaker[Session] = sessionmaker(
             class_=Session, **self._session_options
         )

@@ -18,7 +18,8 @@ Every exception tenure raises.
     └── DatabaseError (SQLAlchemyError)         the database, its driver or SQLAlchemy refused
         ├── ResolutionError                     references without one row each
         ├── ConflictError (IntegrityError)      values whose rows exist already
-        └── CommitOutcomeUnknownError *         the connection was lost during a commit
+        ├── CommitOutcomeUnknownError           nobody knows whether a commit happened
+        └── PartialCommitError                  it happened in some of the databases
 
 Nothing raises those with * yet: they are for databases with replicas.
 
@@ -223,8 +224,34 @@ class CommitOutcomeUnknownError(DatabaseError):
     """
     The connection was lost before the answer to a commit: it may have happened.
 
-    Find out before running the unit of work again.
+    PostgreSQL is asked for a few seconds first. Neither ``on_commit`` nor ``on_rollback``
+    callbacks have run, but those of ``on_unknown``. Find out before running the unit of
+    work again.
     """
+
+
+class PartialCommitError(DatabaseError):
+    """
+    One transaction over several databases: some have committed, and others not.
+
+    Neither ``on_commit`` nor ``on_rollback`` callbacks have run. With ``twophase=True``
+    all databases promise to commit before one does.
+
+    Attributes:
+        committed: The aliases of the databases that have.
+        failed: Those that have not, or of which it is not known.
+    """
+
+    def __init__(
+        self, committed: Sequence[str], failed: Sequence[str], error: BaseException
+    ) -> None:
+        self.committed = tuple(committed)
+        self.failed = tuple(failed)
+        super().__init__(
+            f"committed in {', '.join(map(repr, committed))}, but not in "
+            f"{', '.join(map(repr, failed))} ({type(error).__name__}: {said(error)}); "
+            f"repair one or the other by hand, and use twophase=True"
+        )
 
 
 class ResolutionError(DatabaseError):

@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import PoolResetState
 
 from ..errors import RoutingError
+from .commits import note_error, note_interrupted
 from .options import is_true
 from .pools import leave_to_parent
 
@@ -203,6 +204,20 @@ def prepare(engine: Engine) -> None:
         # A failed COMMIT leaves a transaction open that SQLAlchemy considers ended.
         if state.asyncio_safe and _is_begun(record.driver_connection):
             connection.rollback()
+
+    event.listen(engine, "handle_error", note_error)
+    dialect: Any = engine.dialect
+    send: Callable[[Any], None] = dialect.do_commit
+
+    def do_commit(pooled: Any) -> None:
+        try:
+            send(pooled)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                note_interrupted(pooled)
+            raise
+
+    dialect.do_commit = do_commit
 
     # Listeners of the dialect: those of an engine cost every statement more.
     def executing(cursor: Any, statement: str, *rest: Any) -> None:

@@ -5,6 +5,7 @@ from .current import (
     current_session,
     on_commit,
     on_rollback,
+    on_unknown,
     using,
 )
 from .gathering import gather
@@ -20,6 +21,7 @@ __all__ = [
     "gather",
     "on_commit",
     "on_rollback",
+    "on_unknown",
     "open_sessions",
     "session_manager",
     "using",

@@ -82,6 +82,19 @@ def on_rollback(fn: C) -> C:
     return fn
 
 
+def on_unknown(fn: C) -> C:
+    """
+    Run *fn*, once, if nobody knows whether the current session was committed.
+
+    As :meth:`Session.on_unknown`, of whatever session is current.
+
+    Raises:
+        SessionError: No session is current.
+    """
+    _current("on_unknown").on_unknown(fn)
+    return fn
+
+
 def _current(method: str) -> Any:
     session: Any = living(SESSION_CONTEXT.get())
     if session is None:

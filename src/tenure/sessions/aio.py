@@ -120,6 +120,10 @@ class AsyncSession(_AsyncSession):
         """As :meth:`Session.on_rollback`; what *fn* returns is awaited."""
         return self._ours("on_rollback()").on_rollback(fn)
 
+    def on_unknown(self, fn: C) -> C:
+        """As :meth:`Session.on_unknown`; what *fn* returns is awaited."""
+        return self._ours("on_unknown()").on_unknown(fn)
+
     def explain(
         self,
         statement_or_entity: Any = None,

@@ -19,7 +19,8 @@ log = logging.getLogger("tenure")
 
 #: Takes nothing; what it returns is awaited on an async session, ignored otherwise.
 Callback = Callable[[], object]
-When = Literal["commit", "rollback"]
+#: What became of a transaction.
+Outcome = Literal["commit", "rollback", "unknown"]
 
 C = TypeVar("C", bound=Callback)
 
@@ -35,7 +36,7 @@ class Callbacks:
     __slots__ = ("_waiting", "due")
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[When, Callback, SessionTransaction | None]] = []
+        self._waiting: list[tuple[Outcome, Callback, SessionTransaction | None]] = []
         self.due: list[Callback] = []
 
     def __bool__(self) -> bool:
@@ -43,7 +44,7 @@ class Callbacks:
 
     def add(
         self,
-        when: When,
+        when: Outcome,
         callback: Callback,
         transaction: SessionTransaction | None,
         *,
@@ -75,11 +76,10 @@ class Callbacks:
             waiting for waiting in self._waiting if not is_inside(waiting[2], savepoint)
         ]
 
-    def make_due(self, *, committed: bool) -> None:
+    def make_due(self, outcome: Outcome) -> None:
         """Make the callbacks for this end of the transaction due; drop the others."""
         waiting, self._waiting = self._waiting, []
-        ended = "commit" if committed else "rollback"
-        self.due += [callback for when, callback, _ in waiting if when == ended]
+        self.due += [callback for when, callback, _ in waiting if when == outcome]
 
     def run(self, error: BaseException | None, *, async_mode: bool) -> None:
         """
@@ -141,7 +141,18 @@ class CallsBack(_Session):
         self._register("rollback", fn)
         return fn
 
-    def _register(self, when: When, fn: Callback) -> None:
+    def on_unknown(self, fn: C) -> C:
+        """
+        Run *fn*, once, if nobody knows whether the transaction was committed.
+
+        That is after a :class:`CommitOutcomeUnknownError` or a
+        :class:`PartialCommitError`: neither of the other two is true then. Otherwise as
+        :meth:`on_commit`.
+        """
+        self._register("unknown", fn)
+        return fn
+
+    def _register(self, when: Outcome, fn: Callback) -> None:
         if self._callbacks is None:
             self._callbacks = Callbacks()
         self._callbacks.add(

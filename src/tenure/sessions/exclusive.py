@@ -26,7 +26,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
-from ..engines import end_reading
+from ..engines import begin_commit, end_commit, end_reading
 from ..errors import ConcurrentUseError, SessionError
 from ..statements import reads_plainly
 
@@ -242,6 +242,25 @@ class Transaction(SessionTransaction):
 
     # Whether a savepoint was released.
     is_released = False
+
+    def commit(self, _to_root: bool = False) -> None:
+        """Commit; what becomes of it on each connection is found out."""
+        session: Any = self.session
+        if session is None or self.parent is not None:
+            super().commit(_to_root)
+            return
+        token = begin_commit(session)
+        try:
+            super().commit(_to_root)
+        except BaseException as error:
+            refused = session._note_outcome(error)
+            if refused is not None:
+                # Not rolled back: that is over in some of the databases.
+                self.close()
+                raise refused from error
+            raise
+        finally:
+            end_commit(token)
 
     def close(self, invalidate: bool = False) -> None:
         """Return the connections, then tell the session that the transaction ended."""

@@ -67,6 +67,12 @@ class OurMethods:
         session.on_commit(fn)
         return fn
 
+    def on_unknown(self, fn: C) -> C:
+        """As :meth:`Session.on_unknown` of the current session."""
+        session: Any = self.registry()
+        session.on_unknown(fn)
+        return fn
+
     def on_rollback(self, fn: C) -> C:
         """Run *fn* after the current session was rolled back; as on a session."""
         session: Any = self.registry()

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from os import getpid
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from weakref import ref
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction, close_all_sessions
 
 from .. import bulk as bulks
 from .._private import is_flushing, pending
 from ..callers import Line, caller
-from ..engines import begin_late, begin_reading, changes
+from ..engines import (
+    FAILED,
+    Commit,
+    assigned_xid,
+    begin_late,
+    begin_reading,
+    changes,
+    refuse_ended,
+    watch_commits,
+)
 from ..errors import RoutingError, SessionError
 from .binding import Binding
-from .callbacks import CallsBack
+from .callbacks import CallsBack, Outcome
 from .exclusive import (
     JOINED_TIMEOUT,
     Guard,
@@ -75,11 +84,13 @@ class Session(Binding, CallsBack):
 
     # Of the outermost transaction: its connections, and those made read-only; when,
     # where (None: in the block that made the session) and in which process it began;
-    # whether it was committed.
+    # what became of it, once that was tried; ids that databases gave it.
     _connected: tuple[Connection, ...] = ()
     _read_only: tuple[Connection, ...] = ()
     _begun: tuple[float, Line | None, int] | None = None
-    _committed = False
+    _outcome: Outcome = "rollback"
+    _commit: Commit | None = None
+    _xids: Mapping[Engine, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -122,14 +133,16 @@ class Session(Binding, CallsBack):
 
     def _transaction_ended(self) -> None:
         """Forget what belonged to the outermost transaction; callbacks become due."""
-        committed = self._committed
-        self._written = self._committed = False
-        self._pins = self._begun = self._failed_flush = None
+        outcome, self._outcome = self._outcome, "rollback"
+        self._written = False
+        self._pins = self._begun = self._failed_flush = self._commit = None
         self._connected = self._read_only = self._wrote = self._may_have_written = ()
+        if self._xids:
+            del self._xids
         if self._has_blocks:
             self._forget_blocks()
         if self._callbacks is not None:
-            self._callbacks.make_due(committed=committed)
+            self._callbacks.make_due(outcome)
 
     def _savepoint_ended(
         self, savepoint: SessionTransaction, *, is_undone: bool
@@ -175,7 +188,7 @@ class Session(Binding, CallsBack):
             return
         if callbacks and not self.in_transaction() and doing in _ENDING:
             # Registered before any transaction, and left without one.
-            callbacks.make_due(committed=False)
+            callbacks.make_due("rollback")
         self._run_callbacks(callbacks, error)
 
     def _retire(self) -> None:
@@ -366,6 +379,19 @@ def _begins(
     if transaction.nested:
         return
     session._connected = (*session._connected, connection)
+    several = len(session._connected) > 1
+    for each in session._connected if several else (connection,):
+        # SQLite, alone in its session, has nothing to ask for.
+        if several or each.dialect.name != "sqlite":
+            watch_commits(each.engine)
+    connection.info.pop(FAILED, None)
+    if (
+        session._wrote
+        and connection.dialect.name == "postgresql"
+        and not session.twophase
+        and (xid := assigned_xid(connection)) is not None
+    ):
+        session._xids = {**session._xids, connection.engine: xid}
     for watch in session._watches:
         if watch._counted is not None:
             watch._counted[connection] = changes(
@@ -401,6 +427,9 @@ Session._flush_listener = staticmethod(_flushes)
 def _commit_begins(session: Session) -> None:
     if session.get_nested_transaction() is not None:
         return
+    for connection in session._connected:
+        if FAILED in connection.info:
+            refuse_ended(connection, has_written=bool(session._wrote))
     if session._watches:
         session._refuse_to_end("commit")
     if session._ended and (cause := session._half_done()):
@@ -416,6 +445,6 @@ def _commit_begins(session: Session) -> None:
 def _commits(session: Session) -> None:
     savepoint: Any = session.get_nested_transaction()
     if savepoint is None:
-        session._committed = True
+        session._outcome = "commit"
     else:
         savepoint.is_released = True

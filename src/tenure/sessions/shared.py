@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction
@@ -28,7 +28,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from ..callers import Line
 from ..engines import changes
-from ..errors import SessionError, said
+from ..errors import PartialCommitError, SessionError, said
 from .exclusive import User, Writer, current_user, described, is_inside
 from .watch import Past, Watch
 
@@ -52,6 +52,9 @@ class Shared(Writer, _Session):
 
     # What the classes that derive from it know.
     _connected: tuple[Connection, ...]
+    _commit: Any
+    _outcome: Any
+    routing: Any
     _innermost: Any
     async_mode: Any
 
@@ -162,6 +165,26 @@ class Shared(Writer, _Session):
         self._ended = ()
         for watch in self._watches:
             watch.forget()
+
+    # What became of it
+
+    def _note_outcome(self, error: BaseException) -> PartialCommitError | None:
+        """Remember what became of a commit; return the error if it is done in part."""
+        commit = self._commit
+        if commit is None or not (commit.done or commit.is_unknown):
+            return None
+        if commit.failed and commit.done:
+            self._outcome = "unknown"
+            done = [self._name_of(engine) for engine in commit.done]
+            failed = [self._name_of(engine) for engine in commit.failed]
+            return PartialCommitError(done, failed, error)
+        self._outcome = "unknown" if commit.is_unknown else "commit"
+        return None
+
+    def _name_of(self, engine: Engine) -> str:
+        """Return the alias of an engine, or its URL."""
+        alias = None if self.routing is None else self.routing.alias_of(engine)
+        return alias or engine.url.render_as_string()
 
     # Who may end it
 
