@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, assert_type
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import (
@@ -20,8 +20,10 @@ from tenure import (
     Resource,
     Session,
     Spec,
+    async_session_manager,
     gather,
     on_rollback,
+    session_manager,
 )
 
 
@@ -83,6 +85,33 @@ async def async_scopes_give_async_sessions(db: Database) -> None:
         assert_type(await bulk.commit(on_conflict="update"), BulkReport)
         assert_type(await bulk.rollback(), None)
         assert_type(await bulk.load("x.csv", CityIn), LoadReport)
+
+
+async def decorators_keep_functions() -> None:
+    @session_manager
+    def bare(number: int) -> str:
+        return ""
+
+    @session_manager(auto_commit=True)
+    def called(number: int) -> str:
+        return ""
+
+    @async_session_manager
+    async def awaited(number: int) -> str:
+        return ""
+
+    assert_type(bare(1), str)
+    assert_type(called(1), str)
+    assert_type(await awaited(1), str)
+
+
+def rows_are_of_the_class(session: Session) -> None:
+    with session.bulk() as bulk:
+        assert_type(bulk.add(CityIn(code="a")), City)
+        assert_type(bulk.add(City(code="a")), City)
+        assert_type(bulk.validate(CityIn, {}), CityIn)
+        assert_type(bulk.validate(list[CityIn], []), list[CityIn])
+        assert_type(bulk.validate(TypeAdapter(CityIn | None), {}), CityIn | None)
 
 
 async def gathered(db: Database) -> None:

@@ -68,6 +68,8 @@ _applications: ContextVar[tuple[Application | None, ...]] = ContextVar(
     "_applications", default=()
 )
 _installed: list[Application] = []
+# Those that are entered, in whatever context.
+_entered: list[Application] = []
 
 
 def enter(application: Application) -> None:
@@ -75,10 +77,13 @@ def enter(application: Application) -> None:
     entered = _applications.get() or (APP_CONTEXT.get(),)
     _applications.set((*entered, application))
     APP_CONTEXT.set(application)
+    _entered.append(application)
 
 
 def leave(application: Application) -> None:
     """Undo one :func:`enter`, in whatever order and context."""
+    if application in _entered:
+        _entered.remove(application)
     entered = list(_applications.get())
     if application not in entered[1:]:
         return
@@ -105,6 +110,11 @@ def current_application() -> Application | None:
     if application is None and _installed:
         return _installed[0]
     return application
+
+
+def is_entered_elsewhere() -> bool:
+    """Whether an application is entered, in a context that is not this one."""
+    return bool(_entered) and APP_CONTEXT.get() is None
 
 
 def restore(variable: ContextVar[Any], mine: object, previous: object) -> None:

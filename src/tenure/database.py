@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sqlalchemy import Engine, MetaData, text
 from sqlalchemy.engine import URL
@@ -15,6 +15,7 @@ from .context import SESSION_CONTEXT, enter, install, leave, living, uninstall
 from .engines import DatabaseManager, is_async_url
 from .routing import DEFAULT, Choice
 from .scopes import (
+    DatabaseOptions,
     LeakWatch,
     OpenSession,
     async_session_manager,
@@ -119,11 +120,18 @@ class Database:
         """Whether the default database has a driver that only async code can use."""
         return is_async_url(self.manager[DEFAULT])
 
-    def session_manager(self, **options: Any) -> session_manager:
+    def __repr__(self) -> str:
+        urls = self.manager.urls
+        shown = [f"{alias}={url.render_as_string()}" for alias, url in urls.items()]
+        return f"<{type(self).__name__}: {', '.join(shown)}>"
+
+    def session_manager(self, **options: Unpack[DatabaseOptions]) -> session_manager:
         """Open a scope on this database; options as in :func:`session_manager`."""
         return session_manager(using=self.session, **options)
 
-    def async_session_manager(self, **options: Any) -> async_session_manager:
+    def async_session_manager(
+        self, **options: Unpack[DatabaseOptions]
+    ) -> async_session_manager:
         """Async :meth:`session_manager`."""
         return async_session_manager(using=self.async_session, **options)
 

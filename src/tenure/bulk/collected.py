@@ -148,7 +148,16 @@ class Holding:
             ):
                 self._take_in(instance)
 
-    def validate(self, type_: type[T] | Any, data: Any) -> T | Any:
+    @overload
+    def validate(self, type_: type[T], data: Any) -> T: ...
+
+    @overload
+    def validate(self, type_: TypeAdapter[T], data: Any) -> T: ...
+
+    @overload
+    def validate(self, type_: Any, data: Any) -> Any: ...
+
+    def validate(self, type_: Any, data: Any) -> Any:
         """
         Validate *data* as Pydantic would, and add what comes out; no I/O.
 
@@ -163,7 +172,16 @@ class Holding:
         """
         return self._validate(_adapter_of(type_).validate_python, data)
 
-    def validate_json(self, type_: type[T] | Any, text: str | bytes) -> T | Any:
+    @overload
+    def validate_json(self, type_: type[T], text: str | bytes) -> T: ...
+
+    @overload
+    def validate_json(self, type_: TypeAdapter[T], text: str | bytes) -> T: ...
+
+    @overload
+    def validate_json(self, type_: Any, text: str | bytes) -> Any: ...
+
+    def validate_json(self, type_: Any, text: str | bytes) -> Any:
         """
         As :meth:`validate`, of JSON.
 

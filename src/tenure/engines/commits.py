@@ -152,8 +152,9 @@ _watched: WeakSet[Any] = WeakSet()
 
 def watch_commits(engine: Engine) -> None:
     """Let *engine* tell the ``_commit`` of a session what becomes of its COMMITs."""
+    # A bind need not be an engine: whatever looks like one is a bind as well.
     dialect: Any = engine.dialect
-    if dialect in _watched:
+    if dialect in _watched or not isinstance(engine, Engine):
         return
     _watched.add(dialect)
     send: Callable[[Any], None] = dialect.do_commit

@@ -10,9 +10,11 @@ from .current import (
 )
 from .gathering import gather
 from .managers import async_session_manager, session_manager
+from .options import DatabaseOptions
 from .reports import LeakWatch, OpenSession, open_sessions
 
 __all__ = [
+    "DatabaseOptions",
     "LeakWatch",
     "OpenSession",
     "async_session_manager",

@@ -19,6 +19,7 @@ class Joining(Watch):
     kind: ClassVar[str]
     other: ClassVar[str]
     factory: ClassVar[str]
+    decorated: ClassVar[type]
 
     session: Any = None
     # The sync session.

@@ -7,22 +7,37 @@ The two kinds of blocks, sync and async, and how their unit of work ends.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from inspect import (
+    Parameter,
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isgeneratorfunction,
+    signature,
+)
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from ..callers import Line
-from ..context import is_async
 from ..errors import SessionError, TenureError, wrap
 from ..sessions import Session
-from .scope import Block, Ending
+from .decorated import CoroutineFunction, Function, refuse, wrong_with
+from .options import Options
+from .scope import Block, Ending, retire
+from .waiting import Waiting, closer, shielded
 
 if TYPE_CHECKING:
     from ..sessions import AsyncSession
@@ -31,11 +46,6 @@ log = logging.getLogger("tenure")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def _refuse(function: Any, kind: str, why: str) -> NoReturn:
-    name = getattr(function, "__qualname__", repr(function))
-    raise SessionError(f"{kind}() cannot decorate {name}, {why}")
 
 
 class session_manager(Block):  # noqa: N801  # used like a function
@@ -71,13 +81,31 @@ class session_manager(Block):  # noqa: N801  # used like a function
     kind = "session_manager"
     other = "async_session_manager"
     factory = "session"
+    decorated = Function
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __new__(cls, function: Callable[P, T], /) -> Callable[P, T]: ...  # type: ignore[misc]  # a decorator without parentheses
+
+        @overload
+        def __new__(cls, **options: Unpack[Options]) -> Self: ...
+
+        def __new__(cls, *args: Any, **options: Any) -> Any: ...
+
+    async def __aenter__(self) -> NoReturn:
+        """Refuse: a sync block is entered by ``with``."""
+        raise wrong_with(self, "async with", "with")
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Do nothing; the block was never entered."""
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """Run each call of *function* in a block with these options."""
         if isgeneratorfunction(function) or isasyncgenfunction(function):
-            _refuse(function, self.kind, "a generator; open the block inside of it")
+            refuse(function, self.kind, "a generator; open the block inside of it")
         if iscoroutinefunction(function):
-            _refuse(function, self.kind, f"a coroutine function; use {self.other}()")
+            refuse(function, self.kind, f"a coroutine function; use {self.other}()")
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -149,15 +177,35 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
     kind = "async_session_manager"
     other = "session_manager"
     factory = "async_session"
+    decorated = CoroutineFunction
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __new__(  # type: ignore[misc]  # a decorator without parentheses
+            cls, function: Callable[P, Coroutine[Any, Any, T]], /
+        ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+        @overload
+        def __new__(cls, **options: Unpack[Options]) -> Self: ...
+
+        def __new__(cls, *args: Any, **options: Any) -> Any: ...
+
+    def __enter__(self) -> NoReturn:
+        """Refuse: an async block is entered by ``async with``."""
+        raise wrong_with(self, "with", "async with")
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Do nothing; the block was never entered."""
 
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, T]]
     ) -> Callable[P, Coroutine[Any, Any, T]]:
         """Run each call of *function* in a block with these options."""
         if isgeneratorfunction(function) or isasyncgenfunction(function):
-            _refuse(function, self.kind, "a generator; open the block inside of it")
+            refuse(function, self.kind, "a generator; open the block inside of it")
         if not iscoroutinefunction(function):
-            _refuse(function, self.kind, f"no coroutine function; use {self.other}()")
+            refuse(function, self.kind, f"no coroutine function; use {self.other}()")
 
         @wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -209,7 +257,7 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
         finally:
             try:
                 for adopted in self._released() if self._adopted else ():
-                    close = _closer(adopted)
+                    close = closer(adopted)
                     await shielded(
                         partial(greenlet_spawn, attempt, close, "closing", failed),
                         failed,
@@ -266,11 +314,6 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
         )
 
 
-def _closer(session: Any) -> Callable[[], None]:
-    """Return a function that closes *session* from inside of a greenlet."""
-    return Waiting(session).close if is_async(session) else session.close
-
-
 def finish(
     session: Any, how: Ending, error: BaseException | None, expire: bool | None
 ) -> None:
@@ -295,7 +338,7 @@ def finish(
         if how == "owe":
             core = getattr(session, "sync_session", session)
             if lines := core._owed():
-                error = _never_committed(core, lines)
+                error = core._never_committed(lines)
                 raise error
         if how == "commit":
             try:
@@ -314,28 +357,9 @@ def finish(
                 retire(session)
 
 
-def _never_committed(core: Session, lines: list[Line]) -> SessionError:
-    """Return the error of an owner that does not commit what blocks counted on."""
-    return SessionError(
-        f"a block with auto_commit=True ({', '.join(map(str, lines))}) wrote and "
-        f"succeeded, but the block that owns the session ({core._tenure_scope.line}) "
-        f"ended without a commit, so what was written is rolled back; open the owner "
-        f"with auto_commit=True, or the inner block with new=True, or call "
-        f"session.rollback() to discard it on purpose"
-    )
-
-
 def info(error: BaseException | None) -> Any:
     """Return what a context manager is left with."""
     return type(error) if error is not None else None, error, None
-
-
-def retire(session: Any) -> None:
-    """Refuse from now on whatever would begin something on *session*."""
-    # The user's factory may make sessions of SQLAlchemy's.
-    own = getattr(session, "_retire", None)
-    if own is not None:
-        own()
 
 
 def _commit(session: Any, expire: bool | None) -> None:
@@ -366,69 +390,8 @@ def translate(error: BaseException) -> None:
         raise wrap(error) from error
 
 
-class Waiting:
-    """An async session as :func:`finish` sees it: waiting looks like a call."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self.sync_session = session.sync_session
-
-    def commit(self, **options: Any) -> None:
-        await_only(self._session.commit(**options))
-
-    def rollback(self) -> None:
-        await_only(self._session.rollback())
-
-    def close(self) -> None:
-        await_only(self._session.close())
-
-    def _retire(self) -> None:
-        retire(self._session.sync_session)
-
-
-async def shielded(
-    step: Callable[[], Coroutine[Any, Any, None]],
-    error: BaseException | None,
-    again: Callable[[], Coroutine[Any, Any, None]] | None = None,
-) -> None:
-    """
-    Run *step* to its end, also while this task is being cancelled.
-
-    It runs in a task of its own. Who cancels all tasks there are, as
-    ``asyncio.run()`` does at its end, cancels that one, too; then *again* runs, or
-    *step* once more.
-
-    Args:
-        error: What the block left with.
-
-    Raises:
-        CancelledError: After the end of *step*, if there was a cancellation; none
-            if *error* is one already, or the like.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    for attempted in (step, again or step, again or step):
-        task = asyncio.ensure_future(attempted())
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as another:
-                cancelled = another
-        if not task.cancelled():
-            break
-        cancelled = cancelled or asyncio.CancelledError()
-    if cancelled is None:
-        task.result()
-        return
-    if task.cancelled():
-        log.error(
-            "tenure: ending a scope was cancelled each time; its connection is out"
-        )
-        raise cancelled
-    failed = task.exception()
-    if failed is not None:
-        log.error("tenure: ending a cancelled scope failed", exc_info=failed)
-        if isinstance(error, GeneratorExit):
-            # Who closes the generator hears what it has lost.
-            raise failed
-    if error is None or isinstance(error, Exception):
-        raise cancelled
+# What inspect and editors show: the options, and not how a decorator is told apart.
+_init = signature(Block.__init__)
+_options = [p for p in _init.parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+for _class in (session_manager, async_session_manager):
+    setattr(_class, "__signature__", _init.replace(parameters=_options))  # noqa: B010  # unknown to type checkers

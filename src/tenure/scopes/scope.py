@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import time
 from asyncio import _get_running_loop, current_task
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import update_wrapper
 from threading import get_ident
 from traceback import StackSummary, extract_stack
 from types import CodeType, FrameType
@@ -29,6 +30,7 @@ from ..context import (
     current_application,
     has_ended,
     is_async,
+    is_entered_elsewhere,
     living,
     restore,
 )
@@ -36,12 +38,8 @@ from ..errors import SessionError
 from ..routing import Role
 from ..sessions import Session
 from .joining import Joining
+from .options import Consistency, OnMissing
 from .outside import Outside
-
-OnMissing = Literal["create", "raise"]
-#: How old what a block reads may be. Without replicas, all of it is current.
-Consistency = Literal["strong", "session", "bounded", "eventual"]
-
 
 #: How a block gets its session.
 Entry = Literal["create", "join", "savepoint"]
@@ -122,6 +120,8 @@ class Block(Joining):
 
     def __init__(
         self,
+        function: Callable[..., Any] | None = None,
+        /,
         *,
         using: Any = None,
         auto_commit: bool = False,
@@ -151,6 +151,21 @@ class Block(Joining):
         self.role = role
         self.consistency = consistency
         self.expire = expire
+        if function is not None:
+            self._become(function)
+
+    def _become(self, function: Callable[..., Any]) -> None:
+        """Be *function* in a block: the decorator has no parentheses."""
+        if not callable(function):
+            raise SessionError(
+                f"{self.kind}() takes options by their names, not {function!r}"
+            )
+        wrapped: Any = self._again()(function)  # type: ignore[operator]  # of the two kinds
+        decorated: Any = self
+        decorated.__class__ = self.decorated
+        vars(decorated).clear()
+        update_wrapper(decorated, function)
+        decorated._function = wrapped
 
     def _check_factory(self, using: Any) -> None:
         if not callable(using):
@@ -259,6 +274,7 @@ class Block(Joining):
             raise SessionError(
                 f"no session factory: give using=, enter a Database (with db:), or "
                 f"install one with Database.install() before {self.kind}()"
+                f"{_ELSEWHERE if is_entered_elsewhere() else ''}"
             )
         return getattr(application, self.factory)
 
@@ -394,10 +410,22 @@ class Block(Joining):
         return Outside(self)
 
 
+_ELSEWHERE = (
+    "; one is entered, but not in this context: a request, a task or a thread that was "
+    "not started inside of its block needs install()"
+)
 # Packages between us and who opens the block, as a decorator does.
 _BETWEEN = (__package__, "")
 _OPTIONS = tuple(Block.__init__.__kwdefaults__ or ())
 _CONSISTENCIES = get_args(Consistency)
+
+
+def retire(session: Any) -> None:
+    """Refuse from now on whatever would begin something on *session*."""
+    # The user's factory may make sessions of SQLAlchemy's.
+    own = getattr(session, "_retire", None)
+    if own is not None:
+        own()
 
 
 def _factory_of(session: Any) -> Any:

@@ -205,6 +205,16 @@ class Shared(Writer, _Session):
             if each.line is not None and not each.past.is_empty
         ]
 
+    def _never_committed(self, lines: list[Line]) -> SessionError:
+        """Return the error of an owner that does not commit what blocks counted on."""
+        return SessionError(
+            f"a block with auto_commit=True ({', '.join(map(str, lines))}) wrote and "
+            f"succeeded, but the block that owns the session "
+            f"({self._tenure_scope.line}) ended without a commit, so what was written is "
+            f"rolled back; open the owner with auto_commit=True, or the inner block with "
+            f"new=True, or call session.rollback() to discard it on purpose"
+        )
+
     def _refuse_to_end(self, doing: str) -> None:
         """
         Refuse to end what others have written.

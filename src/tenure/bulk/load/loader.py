@@ -328,7 +328,10 @@ class _Loader:
                     else "none was kept"
                 )
             )
-        if not isinstance(error, RejectedRowsError):
+        if isinstance(error, RejectedRowsError):
+            for name in ("created", "updated", "unchanged", "skipped"):
+                setattr(self.report, name, getattr(self.committed, name))
+        else:
             self.report.restore(self.committed)
             with suppress(AttributeError):  # one with slots has no place for it
                 error.report = self.report  # type: ignore[attr-defined]  # as above

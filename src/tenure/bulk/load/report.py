@@ -92,8 +92,8 @@ class LoadReport:
     ``rows`` is always ``created + updated + unchanged + skipped + rejected``: rows
     that wait for another one of the source count once that is settled. Until
     ``committed`` the counts say what would be kept. After an error they are those
-    of what was committed; where too many rows were rejected they are those of all
-    that was read.
+    of what was committed; where too many rows were rejected, ``rows`` and ``rejected``
+    are those of all that was read.
     """
 
     into: str = ""
