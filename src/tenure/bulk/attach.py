@@ -113,7 +113,7 @@ def discard(session: Session, instance: Any) -> None:
     if instance in session:
         session.expunge(instance)
     for relationship in inspect(type(instance)).relationships:
-        # Or the collection on the other side would bring it back.
+        # A collection on the other side that still holds it would flush it.
         if reverse_sides(relationship):
             _leave(instance, relationship)
 
@@ -147,12 +147,12 @@ def let_go(session: Session, values: Iterable[Value]) -> None:
     made = [value.instance for value in values if value.instance is not None]
     new = [each for each in made if instance_state(each).key is None]
     with session.no_autoflush:
-        # An event of one must not meet what another one hides from SQLAlchemy.
+        # First all of them: setting one fires events that read the others.
         for instance in new:
             lift(instance)
         for instance in new:
             for relationship in inspect(type(instance)).relationships:
-                # What is a row may well refer to it, as it did before.
+                # Only links from rows: a new object may go on referring to it.
                 if any(other.uselist for other in reverse_sides(relationship)):
                     _leave(instance, relationship, _is_row)
 
@@ -199,7 +199,7 @@ def _apply(
             continue
         prop = mapper.attrs.get(name)
         if prop is None:
-            # A hybrid: whatever columns its setter goes to, what they were is known.
+            # A hybrid: its setter may set any column, so load them all before.
             for attribute in row:
                 _load(instance, attribute, row)
             setattr(instance, name, value)
@@ -235,7 +235,7 @@ def _append(instance: Any, prop: RelationshipProperty[Any], items: Any) -> None:
     state = inspect(instance)
     impl = state.manager[prop.key].impl
     for item in items_of(items):
-        # What is said on the other side is done there.
+        # An item whose own side of the relationship was given is added there.
         if not any(is_given(item, other.key) for other in reverse_sides(prop)):
             impl.append(state, state.dict, item, None, passive=PASSIVE_NO_FETCH)
 
@@ -256,7 +256,7 @@ def _is_the_same_row(
     if target is None:
         return all(row.get(key, UNSET) is None for key in keys)
     held = columns_held(target, columns_of(remote for _, remote in pairs))
-    # A new one has no key yet, and no row refers to it.
+    # A new target has no key yet, so the row cannot refer to it.
     return None not in held and held == tuple([row.get(key, UNSET) for key in keys])
 
 

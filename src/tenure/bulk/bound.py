@@ -168,7 +168,7 @@ def _key(value: Value) -> dict[str, Any]:
         break
     else:
         key = name_of(value.instance)[1]
-    # Of a mapped instance in it, the key says more than its repr.
+    # In place of a mapped instance, its key: a repr says nothing.
     return {n: name_of(v)[1] if hasattr(v, STATE) else v for n, v in key.items()}
 
 
@@ -196,7 +196,7 @@ def _take_back(session: Session, value: Value, names: Collection[str]) -> None:
     for name in names:
         prop: Any = mapper.attrs.get(name)
         if isinstance(prop, RelationshipProperty):
-            # Or the other side would bring it back.
+            # First off the other side's collection, which would set it again.
             if not prop.uselist:
                 connect(instance, prop, None)
             for column in prop.local_columns:

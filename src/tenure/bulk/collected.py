@@ -112,11 +112,11 @@ class Holding:
     def _add(self, instance: Any, *, is_reference: bool = False) -> None:
         kind = type(instance)
         if kind in self._mapped and not is_reference:
-            # Most of what there is.
+            # The usual case: a class that was seen before.
             self._add_instance(instance, kind)
         elif type(instance) is Proxy:
             self._registry.adopt(instance)
-        # A model of SQLModel is both; it is a value.
+        # An SQLModel instance is a Pydantic model and mapped; it is a value.
         elif isinstance(instance, BaseModel) and not _is_mapped(instance):
             self._take_in(instance)
             if isinstance(instance, Spec):
@@ -343,7 +343,7 @@ def _adapter_of(type_: Any) -> TypeAdapter[Any]:
     try:
         return _adapter(type_)
     except TypeError:
-        # What annotates a type may have no hash.
+        # The metadata of Annotated need not be hashable, so nothing is cached.
         return TypeAdapter(type_)
 
 
@@ -351,7 +351,7 @@ def _each(payload: Any) -> Iterator[Any]:
     """Yield a payload, or the items of the collection that it is."""
     items = items_in(payload)
     if items is None:
-        # A placeholder is a reference, and no value.
+        # A placeholder stands for a reference, so it is no value.
         yield reference_in(payload) if is_placeholder(payload) else payload
     else:
         for item in items:

@@ -69,10 +69,11 @@ class Bulk(Holding):
         self._hydrated: set[int] = set()
         #: References that stand for values.
         self._named: list[Proxy] = []
-        # What was current before each block that is open, and before the last left.
+        # The bulk that was current before each open block; and before the last one
+        # that has ended.
         self._previous: list[Any] = []
         self._before: Any = None
-        # Work that was there before this bulk is not for it to undo.
+        # A transaction that was open before is not rolled back by this bulk.
         self._began_inside = bool(session.in_transaction())
         self._savepoint: SessionTransaction | None = None
         #: What was rolled back, by whomever, since values were last looked at.
@@ -85,7 +86,7 @@ class Bulk(Holding):
 
     def _leave(self) -> None:
         before = self._before = self._previous.pop()
-        # Blocks of generators are left in any order.
+        # Generators may end their blocks in any order.
         while isinstance(before, Bulk) and not before.is_entered:
             before = before._before
         if SESSION_BULK_CONTEXT.get() is self:
@@ -105,7 +106,7 @@ class Bulk(Holding):
         session = self._sync_session
         in_turn = getattr(session, "_in_turn", None)
         if in_turn is None:
-            # One of SQLAlchemy's own, which knows no turns.
+            # SQLAlchemy's own session has no lock to take.
             return work(session, *args)
         result: R = in_turn(work, *args)
         return result
@@ -148,7 +149,7 @@ class Bulk(Holding):
             if scope != "references" and id(key) in found.rows
         }
         if any(not value.is_row for value in rows):
-            # What is set in an instance of the session's is for this bulk to undo.
+            # Values set in instances of the session must be undone with this bulk.
             self._mark_beginning(session)
         self._record(session, found)
         followers = self._registry.followers()
@@ -179,7 +180,7 @@ class Bulk(Holding):
             found.record()
         if self._placeholders is not None:
             self._placeholders.bind(session)
-        # Values may hold those that were made outside.
+        # Values may hold proxies that were made outside of this bulk.
         self._registry.update_adopted()
 
     def _match(
@@ -195,7 +196,7 @@ class Bulk(Holding):
         """Bind values to their rows; return the references that are values now."""
         values = list(local.values)
         if scope == "references":
-            # Where values are not asked for, those are made that a reference names.
+            # With scope="references" only the values that a reference names are made.
             named = [local.named(proxy) for proxy in references]
             values = [value for value in dict.fromkeys(named) if value is not None]
         fills = strategy == "hydrate"
@@ -394,12 +395,12 @@ class Bulk(Holding):
         self._forget_undone(session)
         savepoint, self._savepoint = self._savepoint, None
         whole = session.get_transaction()
-        # One that a failed flush has ended is not active, but the current one.
+        # After a failed flush the savepoint is inactive, and still the current one.
         if savepoint is not None and savepoint is session.get_nested_transaction():
             savepoint.rollback()
         elif savepoint is not None or not self._began_inside:
             session.rollback()
-        # Otherwise the bulk has sent nothing: what there is is its session's.
+        # Otherwise this bulk has sent nothing, and there is nothing to undo.
         self._forget_undone(session)
         if whole is not None:
             self._forget(session, whole)
@@ -420,7 +421,7 @@ def paused() -> Iterator[None]:
     Source: Mercurial, ``util.nogc``.
     """
     with _lock:
-        # Whoever switched it off for good is left alone.
+        # If the program has switched it off itself, it stays off.
         mine = bool(_pauses) or gc.isenabled()
         if mine:
             _pauses.append(None)

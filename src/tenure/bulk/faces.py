@@ -235,7 +235,7 @@ def _awaited(
     twin.__name__ = method.__name__
     twin.__qualname__ = f"AsyncSessionBulk.{method.__name__}"
     twin.__doc__ = f"Async :meth:`SessionBulk.{method.__name__}`."
-    # Not by functools.wraps: what follows __wrapped__ would find a plain function.
+    # functools.wraps would set __wrapped__, and inspect would find a sync function.
     vars(twin)["__signature__"] = signature(method)
     return twin
 

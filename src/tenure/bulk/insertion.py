@@ -117,7 +117,7 @@ class Insertion:
             for place, attribute in enumerate(self.attributes)
             if attribute.column.server_default is not None and place != self._counter
         ]
-        # eager_defaults="auto", what True means goes through the unit of work.
+        # This does what eager_defaults="auto" means; True needs the unit of work.
         self.fetches = (
             mapper.base_mapper.eager_defaults == "auto"
             and self.table.implicit_returning
@@ -230,7 +230,7 @@ class Insertion:
             places = [self._places[of] for of, _ in pairs]
             keys: dict[int, tuple[Any, ...]] = {id(None): (None,) * len(places)}
             for n, state in enumerate(states):
-                # What was not set through SQLAlchemy is none of a flush's business.
+                # A flush looks only at what was set through SQLAlchemy.
                 if name in state.committed_state:
                     parent: Any = state.dict.get(name)
                     key = keys.get(id(parent))
@@ -263,7 +263,7 @@ class Insertion:
                 odd.update(n for n, v in enumerate(values) if is_sql(type(v)))
             identity = attribute.column.identity
             if identity is not None and identity.always and self._copies:
-                # For COPY it is no error to give one.
+                # COPY would accept a value where an INSERT refuses it.
                 odd.update(n for n, value in enumerate(values) if value is not None)
             if attribute.column.primary_key and place != self._counter:
                 odd.update(n for n, value in enumerate(values) if value is None)
@@ -328,7 +328,7 @@ class Insertion:
             settle()
             return
         try:
-            # The server has its own work to do meanwhile.
+            # The instances are made persistent while the server works.
             self._copy(present, columns, settle)
         except BaseException:
             for key, values in before.items():
@@ -412,8 +412,8 @@ class Insertion:
                 save_impl(session, state)
             register_persistent(session, set(states))
             return
-        # The same without what a flush does for any mix of classes, which takes
-        # longer than sending the rows.
+        # As a flush does, without its work for mixed classes, which takes longer than
+        # sending the rows.
         keep = session.identity_map.replace
         kind = self.mapper.identity_key_from_primary_key((None,))[0]
         keys = zip(*([each[name] for each in held] for name in self._key), strict=True)

@@ -75,7 +75,7 @@ class Local:
                         found.setdefault(self._token(same, given), value)
             stable = found.keys() == self._by_token.keys()
             self._by_token = found
-            # A key inside a key is told by the value it names, found a pass before.
+            # A nested key is compared by the value it names, known from the pass before.
             if stable or not nested:
                 return
 
@@ -107,7 +107,7 @@ class Local:
             if inner is None:
                 parts.append(part)
             elif inner.is_row:
-                # Its key is known, and may not be asked for again.
+                # Its key is known already and need not be looked up.
                 parts.append(inner.instance)
             else:
                 parts.append(self.keys.get(inner, part))
@@ -143,7 +143,7 @@ class Local:
     def _parts(self, value: Value, shape: Shape) -> list[Any]:
         parts = [self.held[value][name] for name in shape.names]
         found = [next(instances_in(part), part) for part in parts]
-        # The one that is looked up.
+        # The registry's proxy, which is the one that is looked up.
         return [self._registry.known(p) if type(p) is Proxy else p for p in found]
 
     def named(self, given: Any) -> Value | None:
@@ -219,13 +219,13 @@ def match_values(
     done: list[Proxy] = []
     late: list[tuple[Value, str, Any]] = []
     with session.no_autoflush:
-        # An event of one must not meet what another one hides from SQLAlchemy.
+        # First all of them: setting one fires events that read the others.
         ordered = list(_in_order(values, local))
         for value, _ in ordered:
             if not isinstance(value.given, Spec):
                 lift(value.given)
         for value, left_out in ordered:
-            # Not as it is now: what came before may have changed both sides.
+            # As it was given: the values before may have changed back references.
             held, row = local.held[value], rows.get(value)
             attributes = {}
             for name, part in held.items():
@@ -243,7 +243,7 @@ def match_values(
             else:
                 was_row = value.is_row
                 attach(session, value, attributes, row, key=names, fills=fills)
-                # What was a row's before it came here is the user's own to change.
+                # An instance that was persistent before it was added is the user's to change.
                 value.is_bound = value.is_bound or not (was_row or value.is_own)
             for proxy in waiting.get(value, ()):
                 instance_found(proxy, _fetched(proxy, row), value.instance)
@@ -322,7 +322,7 @@ def _in_order(
             del needs[value]
             yield value, frozenset()
             for user in users.get(value, ()):
-                # Not one that waits for something else.
+                # Others wait for a reference that is not resolved.
                 if user in count:
                     count[user] -= 1
         ready = [
@@ -333,7 +333,7 @@ def _in_order(
         ]
         ready = list(dict.fromkeys(ready))
         if not ready:
-            # What is left is a circle, or hangs on one.
+            # The rest is a circle, or depends on one.
             for value, each in needs.items():
                 yield (
                     value,

@@ -88,7 +88,7 @@ def flush(
     session: Session, values: Iterable[Value], options: FlushOptions
 ) -> BulkReport:
     """Write values; see ``SessionBulk.flush``."""
-    # Others may add meanwhile.
+    # Other threads may add values meanwhile.
     values = list(values)
     statuses: dict[Value, Status] = {}
     with session.no_autoflush:
@@ -133,7 +133,7 @@ def flush(
         if statuses[value] != "unchanged":
             value.placed_in = written_in
         value.is_row = value.is_row or statuses[value] != "skipped"
-        # What is written is this bulk's own.
+        # A value that was written may be changed and flushed again.
         value.is_bound = value.is_bound and statuses[value] == "skipped"
     return BulkReport([statuses[value] for value in values])
 

@@ -238,7 +238,7 @@ class _Merging:
                     set_committed_value(
                         present, attributes[place].key, columns[place][n]
                     )
-                # What they refer to may be another row now.
+                # Their foreign keys may have changed.
                 if self.parents:
                     self.session.expire(present, self.parents)
                 continue

@@ -108,7 +108,7 @@ class Value:
     def promised(self) -> Any:
         """Return the instance, of a ``Spec`` without what it refers to yet."""
         if self.instance is None and self.former is None:
-            # Connected, the other side would take it for one that is to be written.
+            # A relationship that is set would put it into the session by a cascade.
             related = relationship_names(inspect(self.entity))
             ready = {
                 name: as_attribute(part)
@@ -218,7 +218,7 @@ class Value:
         for name in relationship_names(state.mapper):
             state.dict.pop(name, None)
             state.committed_state.pop(name, None)
-        # What was to be added to collections that were not loaded.
+        # Forget additions that wait for collections that are not loaded.
         state.__dict__.pop(PENDING_MUTATIONS, None)
 
 
@@ -228,7 +228,7 @@ def replace_proxies(instance: Any) -> None:
     held = state.dict
     for name in relationship_names(state.mapper):
         value = held.get(name)
-        # The state behind both is the same one: nothing changes for the session.
+        # Proxy and instance have the same state, so the session sees no change.
         if type(value) is Proxy:
             held[name] = target_of(value)
         elif isinstance(value, list) and Proxy in set(map(type, value)):
@@ -239,7 +239,7 @@ def set_attributes(instance: Any) -> list[str]:
     state = inspect(instance)
     held = [prop.key for prop in state.mapper.attrs if prop.key in state.dict]
     if isinstance(instance, BaseModel):
-        # SQLModel sets every default, and knows what was given.
+        # SQLModel sets all defaults; model_fields_set tells what was given.
         defaults = type(instance).model_fields.keys() - instance.model_fields_set
         held = [name for name in held if name not in defaults]
     return held

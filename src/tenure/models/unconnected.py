@@ -176,7 +176,7 @@ def connect_all(instances: Iterable[Any]) -> None:
         for instance in instances
         for name, value in unconnected_in(instance).items()
     ]
-    # First all of them: an event of one must not find what another one holds.
+    # First all of them: setting one fires events that read the others.
     for instance, name, _ in found:
         del instance_state(instance).dict[name]
     for instance, name, value in found:

@@ -61,7 +61,7 @@ class Columns:
             return None
         names = [field.get("validation_alias", "") for _, field in fields]
         if (
-            # What looks at whole rows has to be given them.
+            # A validator of the whole model needs whole rows.
             fields.before
             or any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
             or any(not isinstance(name, str) for name in names)
@@ -109,7 +109,7 @@ class Columns:
         if set(map(type, rows)) != {dict} or len(set(map(len, rows))) > 1:
             return None
         names = rows[0].keys()
-        # Those of fields are looked for in each row.
+        # Aliases of fields are looked up in each row.
         if not self._known.issuperset(names) and any(r.keys() != names for r in rows):
             return None
         return list(names)
@@ -244,7 +244,7 @@ _INNER = ("schema", "items_schema", "keys_schema", "values_schema", "choices")
 def _calls_nobody(schema: Any) -> bool:
     """Whether validation by *schema* depends on nothing but the value."""
     if isinstance(schema, (list, tuple)):
-        # A choice of a union may be a schema and its label.
+        # A choice of a union may be a pair of a schema and its label.
         return all(_calls_nobody(each) for each in schema if not isinstance(each, str))
     return (
         schema["type"] in _CALL_NOBODY

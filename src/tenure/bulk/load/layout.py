@@ -60,7 +60,7 @@ class Layout:
             *plain_columns,
             *(column for field in self.references for column in field.local),
         ]
-        # In the order of the table, which is the order an INSERT is compiled in.
+        # In the order of the table, as SQLAlchemy compiles an INSERT.
         tables = sorted(
             mapper.tables, key=lambda table: table is not mapper.local_table
         )

@@ -94,7 +94,7 @@ class Linker:
                 found.record()
             return error
 
-        # In their order: what is inside of a key was registered before it.
+        # In order: a nested reference was registered before the key it is in.
         for _ in refused_by_halves(references, step):
             pass  # it stays unresolved
 

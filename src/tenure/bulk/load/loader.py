@@ -202,13 +202,13 @@ class _Loader:
     def run(self, size: int, tell: Callable[[LoadReport], None]) -> LoadReport:
         """Load everything, and end the transaction."""
         session = self.session
-        # What the session did before is not this load's to undo.
+        # A failed load must not undo what the session did before.
         outer = session.begin_nested() if session.in_transaction() else None
         try:
             for _ in self._batches(size):
                 if self.is_over and not self.rejects.file.is_given:
                     break
-                # A row that waits is not behind the resume point before it is written.
+                # Not while rows wait: they lie before the resume point and are not written.
                 if self.commits_batches and not self.is_over and not self.waits:
                     self._commit()
                     outer = None  # committed with the rest
@@ -290,7 +290,7 @@ class _Loader:
             with self.timed("commit"):
                 self.session.commit()
         except Exception:
-            # What is called after a commit may raise; it is one all the same.
+            # A listener may raise after the commit, which has happened nevertheless.
             if transaction is not None and is_committed(transaction):
                 self._note_commit(is_last=is_last)
             raise
@@ -347,7 +347,7 @@ class _Loader:
 
     def _load_next(self, size: int) -> int:
         """Load the next batch; give its last line, 0 at the end of the source."""
-        # Others run while an async source makes us wait.
+        # Other tasks run while an async source is awaited.
         with nullcontext() if self.records.is_async else paused():
             with self.timed("read"), self._undisturbed("the source"):
                 records = self.records.take(size)

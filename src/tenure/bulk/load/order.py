@@ -129,7 +129,7 @@ class Order:
         resolve([p for p in alike.values() if is_pending(p)])
         ready = self._taken([*touched, *self._freed(alike)])
         if not ready and self._named:
-            # What does not look alike may be equal to the database.
+            # Keys that differ in Python may be equal to the database.
             every = {
                 number: p for each in self._alike.values() for number, p in each.items()
             }
@@ -217,7 +217,7 @@ class InOrder:
         with loader.timed("resolve"):
             order = Order(batches, loader.mapper, aside)
         if is_last:
-            # Rejected by now.
+            # These rows were rejected meanwhile.
             aside.remove(loader.rejects.lines)
         ready = order.ready()
         while True:
@@ -249,7 +249,7 @@ class InOrder:
         if records:
             self.loader.load(records, is_last=True)
         else:
-            # A row that is there now may have the key of one that still waits.
+            # A row written meanwhile may have the key of one that still waits.
             for each in self.aside.everything(size):
                 self.loader.load(each, is_last=True)
         if len(self.aside) == before:
@@ -260,7 +260,7 @@ class InOrder:
         loader = self.loader
         circles = self.aside.circles(size)
         if loader.options.on_missing == "null":
-            # Without its reference the first one can be; the others follow it.
+            # The first is written without its reference; the others follow.
             circles = [records[:1] for records in circles]
         records = sorted((r for each in circles for r in each), key=lambda r: r[0])
         loader.put(loader.linked(records), in_circles=True)

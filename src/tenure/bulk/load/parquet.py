@@ -41,7 +41,7 @@ class Parquet:
             )
         self._pa: Any = pa
         try:
-            # Buffering ahead would hold whole row groups.
+            # pre_buffer would hold whole row groups in memory.
             self._file: Any = parquet.ParquetFile(source, pre_buffer=False)
         except (OSError, ValueError) as error:
             name = source if isinstance(source, str) else getattr(source, "name", "")

@@ -260,7 +260,7 @@ class RejectsFile:
         try:
             yield
         except OSError as error:
-            # Writing tells what went wrong, but not where.
+            # An error of writing does not name the file.
             if self._is_ours:
                 error.filename = os.fspath(self._target)
             raise

@@ -63,7 +63,7 @@ class Attempts:
         """Do *step* in a savepoint; give its result, or why a row was refused."""
         self.connection()
         savepoint = self.session.begin_nested()
-        # The session puts a SAVEPOINT off until it is asked for its connection.
+        # The session sends SAVEPOINT only when it is asked for its connection.
         self.connection()
         try:
             result = step()
@@ -158,7 +158,7 @@ class RefusingWriter:
             batch, key = batches[place], keys[place]
             values = [batch.columns[batch.layout.columns.index(c)][n] for c in key]
             named = key and None not in values
-            # What may be equal to the database: a turn more than needed does no harm.
+            # Folded, since the database may call them equal; one turn too many is harmless.
             token = (key, *map(folded, values)) if named else None
             turn = 0 if token is None else seen[token]
             seen[token] += 1
@@ -289,7 +289,7 @@ class RefusingWriter:
             turn = []
             for n in later:
                 if keys[n] in free:
-                    # The one before it was refused for another reason.
+                    # The row before it with this key was refused for another reason.
                     free.discard(keys[n])
                     first[keys[n]] = n
                     turn.append(n)
@@ -308,7 +308,7 @@ class RefusingWriter:
         given = [shape.arranged(names, keys[n]) for n in asked]
         wanted = Batch(shape, width, [], given)
         answers, _ = self.attempts.tried(lambda: look_up(self.attempts.session, wanted))
-        # A key that cannot be asked for is found by halving, too.
+        # Rows whose keys cannot be looked up are found by halving.
         existing = answers[0] if answers is not None else [None] * len(asked)
         return {n for n, row in zip(asked, existing, strict=True) if row is not None}
 

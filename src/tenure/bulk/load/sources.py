@@ -214,14 +214,14 @@ class Records:
         if not hasattr(source, "readable"):
             raise LoadError(f"{source!r} is not an open file")
         text = io.TextIOWrapper(source, encoding="utf-8-sig", newline="")
-        # The file is the caller's to close.
+        # The caller closes the file.
         self._stack.callback(text.detach)
         return text
 
     def _csv(self, text: IO[str], null: frozenset[str]) -> Iterator[Record]:
-        # Otherwise a quote without its pair makes one field of all that follows.
+        # Without strict, an unclosed quote would swallow the rest of the file.
         reader = csv.reader(text, strict=True)
-        # No text of the header means null.
+        # In the header no text means null.
         _, names = next(_csv_records(reader, frozenset()), (0, []))
         if not names:
             raise LoadError("the CSV source is empty; its first line names the columns")
@@ -302,7 +302,7 @@ def plain(record: Any, header: list[str] | None) -> Any:
             return json.loads(record)
         except ValueError:
             return record.rstrip("\r\n")
-    # JSON has no other keys than texts.
+    # Keys of JSON objects are texts.
     return {
         name if isinstance(name, str) else repr(name): record[name] for name in record
     }

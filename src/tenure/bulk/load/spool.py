@@ -32,8 +32,8 @@ _TABLES = """
     CREATE INDEX wants_token ON wants (token);
 """
 
-# Free is what waits for no other row that waits, neither for its parent nor for
-# an earlier row with its own key; after those, whatever waits for them.
+# Rows that wait for no other row: not for their parent, and not for an earlier row
+# with the same key. Then the rows that wait for those.
 _FREE = """
     WITH RECURSIVE
     free (line) AS (
@@ -56,7 +56,7 @@ _FREE = """
     SELECT line FROM near LIMIT :size
 """
 
-# What a row that is not free waits for.
+# The row that each other row waits for.
 _NEXT = """
     SELECT min(has.line) FROM wants JOIN has USING (token) WHERE wants.line = :line
     UNION ALL
@@ -112,12 +112,12 @@ class Aside:
         wants: Collection[bytes],
     ) -> None:
         if self._database is None:
-            # An empty name is a file without one. Any thread may close it.
+            # An empty name makes a temporary file. Any thread may close it.
             self._database = sqlite3.connect(
                 "", isolation_level=None, check_same_thread=False
             )
             self._database.executescript(_TABLES)
-            # One that never ends: nobody else is to see any of it.
+            # One transaction for all: nothing has to be durable.
             self._database.execute("BEGIN")
         line = record[0]
         written = None
@@ -189,7 +189,7 @@ class Aside:
                 seen[line] = start
                 walk.append(line)
                 after = self._all(_NEXT, line=line)
-                # What stands for a row may be another thing the second time.
+                # A generator may return other objects the second time.
                 line = next((n for (n,) in after if n is not None), line)
             if seen[line] == start and line in walk:
                 found.append(self._records(walk[walk.index(line) :]))

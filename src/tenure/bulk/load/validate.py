@@ -50,9 +50,9 @@ class RowValidator:
         self.validate: Callable[[Any], Any] = (
             validator.validate_json if json else validator.validate_python
         )
-        # A model that does nothing of its own with its values need not be made
-        # only to be taken apart: without it there are its values, extra ones,
-        # and the names of those that were set.
+        # A model without code of its own need not be made only to be taken apart:
+        # its validator also returns the values, the extra ones, and the names of
+        # those that were set.
         #: Gives the values by field of what :attr:`validate` gave.
         self.values: Callable[[Any], dict[str, Any]] = (
             attrgetter("__dict__") if fields is None else itemgetter(0)
@@ -97,7 +97,7 @@ class RowValidator:
         broken = {row for row, _, _ in refused}
         tokens = list(zip(*map(_tokens, sources), strict=True))
         if not {NoneType}.issuperset(map(type, given)):
-            # What was given comes before what would be composed.
+            # A value that was given is used instead of a composed key.
             broken.update(row for row, value in enumerate(given) if value is not None)
             given = _each(validator, name, given, refused, optional=True)
         made: dict[Any, Any] = {}
@@ -182,7 +182,7 @@ def _each(
     *,
     optional: bool,
 ) -> list[Any]:
-    # Only texts are safe as they came: 1, 1.0 and True are one key of a dict.
+    # Other types need a token: 1, 1.0 and True are one key of a dict.
     if {str, NoneType}.issuperset(map(type, given)):
         made = _References(validator, optional=optional)
         references = list(map(made.__getitem__, given))
@@ -239,7 +239,7 @@ class Checker:
         checked = None
         if self.columns is not None:
             rows = [row for _, row in records]
-            # Where all have the same names, one stands for all.
+            # If all rows have the same names, the first is enough.
             if self._takes_all_names or not list(self.layouts.unknown(rows[0])):
                 checked = self.columns.validate(rows, self.header)
         if checked is None:

@@ -122,7 +122,7 @@ class UnitOfWork:
         )
         report = flush(self.session, values, options)
         for value in values:
-            # What the session knew before is the program's.
+            # Instances that the session had before belong to the program.
             if inspect(value.instance).persistent and not value.was_known:
                 self.session.expunge(value.instance)
         return Written(report.created, report.updated, report.unchanged, report.skipped)
@@ -137,8 +137,7 @@ class _Staged:
 
     def write(self, rows: Sequence[Row]) -> Written:
         """Write rows, those of one key one after the other."""
-        # A batch of another load may hold what this one writes, and want what an
-        # earlier batch of this one has written.
+        # Two loads of several batches could wait for each other's rows.
         take_write_lock(self.stage.connection, self.stage.table)
         counts = self.stage.write_all(rows)
         if counts is None:

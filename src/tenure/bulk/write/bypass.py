@@ -54,7 +54,7 @@ def _reasons(
     columns: Collection[Column[Any]] | None,
 ) -> Iterator[str]:
     name, table = mapper.class_.__name__, mapper.local_table
-    # Our own sessions only look whether one may write: connection() does so as well.
+    # The listener of our sessions only checks the role, as connection() does.
     own = getattr(session, "_flush_listener", None)
     for event in (*_FLUSH_EVENTS, *(LIFE_EVENTS if columns is not None else ())):
         if any(each is not own for each in getattr(session.dispatch, event)):

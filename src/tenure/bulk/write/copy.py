@@ -64,7 +64,7 @@ class Copy(Processed):
             rows = self.rows(columns)
             self.send([rows[n] for n in order], meanwhile)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-            # What a type refuses comes like this from any other statement.
+            # As SQLAlchemy reports a value that a type refuses.
             what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
             raise sa_exc.StatementError(what, self.into, None, error) from error
 
@@ -85,7 +85,7 @@ def draw_keys(
         following = func.nextval(name)
     parameter = bindparam("tenure_count", count, Integer)
     numbers = func.generate_series(1, parameter).table_valued("n", name="tenure_number")
-    # In one row: fetching as many of them takes longer than drawing.
+    # As one array: fetching many rows takes longer than drawing the keys.
     drawn = select(func.array_agg(following, type_=ARRAY(column.type)))
     made: Any = connection.scalar(drawn.select_from(numbers))
     return list(made)

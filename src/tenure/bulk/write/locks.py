@@ -85,7 +85,7 @@ def _on_mysql(connection: Connection, table: str) -> None:
         )
     held.add(name)
     for ending in _ENDINGS:
-        # The same function again is no second listener.
+        # Listening twice with the same function registers it once.
         event.listen(connection, ending, _release)
 
 

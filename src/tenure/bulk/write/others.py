@@ -58,7 +58,7 @@ def _hidden(session: Session, shown: Collection[Any]) -> Iterator[None]:
             all_new.update(new)
             all_deleted.update(deleted)
         else:
-            # As the rollback leaves those that it knows of.
+            # A rollback leaves the others, which it knows, like this.
             all_new.update(new)
             for instance in new.values():
                 session.expunge(instance)
@@ -106,7 +106,7 @@ def _set_aside(session: Session, instances: Iterable[Any]) -> Iterator[None]:
                 given = held[name]
                 given = items_of(given) if relationship.uselist else given
                 aside.append((instance, relationship, given))
-    # Not before all is known: taken out of one, it is gone from the other side.
+    # First all of them: taking one out changes the other side as well.
     for instance, relationship, _ in aside:
         connect(instance, relationship, [] if relationship.uselist else None)
     try:
@@ -115,6 +115,6 @@ def _set_aside(session: Session, instances: Iterable[Any]) -> Iterator[None]:
         for instance, relationship, given in aside:
             connect(instance, relationship, given)
         if not session.is_active:
-            # What a rollback has undone is not changed again.
+            # The rollback has undone these changes; they are not set again.
             for state in list(pending(session)[2]):
                 session.expire(state.obj())
