@@ -859,7 +859,7 @@ class Machine(RuleBasedStateMachine):
             self.session.add(Thing(name=TAKEN))
             error = self.attempt(self.session.flush)
             assert isinstance(error, IntegrityError)
-            assert not isinstance(error, DatabaseError)
+            assert isinstance(error, DatabaseError)
             errors.append(error)
             work = self.work
             work.begin()

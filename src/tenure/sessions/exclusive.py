@@ -21,13 +21,14 @@ from threading import get_ident
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from sqlalchemy import Select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
 from ..engines import begin_commit, end_commit, end_reading
-from ..errors import ConcurrentUseError, SessionError
+from ..errors import ConcurrentUseError, SessionError, TenureError
 from ..statements import reads_plainly
 
 M = TypeVar("M", bound=Callable[..., Any])
@@ -186,6 +187,8 @@ def one_at_a_time(
     """
     Wrap *method* for one user at a time; run the callbacks that are due after it.
 
+    Errors of SQLAlchemy leave it as a :class:`DatabaseError`.
+
     Args:
         doing: Its name in messages.
         executes: It takes a statement, which is looked at before.
@@ -223,6 +226,10 @@ def one_at_a_time(
         except BaseException as error:
             if turn.get("user") == me:
                 self._give_turn(guard, doing, error)
+            if isinstance(error, SQLAlchemyError) and not isinstance(
+                error, TenureError
+            ):
+                raise self._as_ours(error) from error
             raise
         if self._callbacks is None and not guard.waiting:
             del turn["user"]

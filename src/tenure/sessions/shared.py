@@ -21,14 +21,14 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..callers import Line
 from ..engines import changes
-from ..errors import PartialCommitError, SessionError, said
+from ..errors import DatabaseError, PartialCommitError, SessionError, said, wrap
 from .exclusive import User, Writer, current_user, described, is_inside
 from .watch import Past, Watch
 
@@ -72,6 +72,16 @@ class Shared(Writer, _Session):
     # the error of the last flush that failed.
     _ended: tuple[Ended, ...] = ()
     _failed_flush: BaseException | None = None
+
+    def _as_ours(self, error: SQLAlchemyError) -> DatabaseError:
+        """Return an error of SQLAlchemy as a :class:`DatabaseError`."""
+        wrapped = wrap(error)
+        cause = self._failed_flush
+        if isinstance(error, PendingRollbackError) and cause is not None:
+            wrapped.add_note(
+                f"the flush that has failed: {type(cause).__name__}: {said(cause)}"
+            )
+        return wrapped
 
     @property
     def _commits_by_itself(self) -> bool:

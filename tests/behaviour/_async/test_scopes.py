@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, func, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    NoResultFound,
+    PendingRollbackError,
+)
 
 from tenure import (
     APP_CONTEXT,
@@ -363,6 +368,71 @@ class TestSuccess:
 
 
 TX_END = "after_transaction_end"
+
+
+async def by_statement(session: AsyncSession) -> None:
+    await session.execute(text("SELECT nothing FROM thing"))
+
+
+async def by_flush(session: AsyncSession) -> None:
+    session.add_all([Thing(name="a"), Thing(name="a")])
+    await session.flush()
+
+
+async def by_commit(session: AsyncSession) -> None:
+    session.add_all([Thing(name="a"), Thing(name="a")])
+    await session.commit()
+
+
+async def by_a_bulk(session: AsyncSession) -> None:
+    async with session.bulk() as bulk:
+        bulk.add(Thing(name="a"))
+        bulk.add(Thing(name="a"))
+        await bulk.flush()
+
+
+async def by_a_key(session: AsyncSession) -> None:
+    await session.get_one(Thing, -1)
+
+
+class TestErrorInside:
+    """SQLAlchemy's errors are ours already where they leave a method."""
+
+    @pytest.mark.parametrize(
+        ("refused", "kind"),
+        [
+            (by_statement, DBAPIError),
+            (by_flush, IntegrityError),
+            (by_commit, IntegrityError),
+            (by_a_bulk, IntegrityError),
+            (by_a_key, NoResultFound),
+        ],
+    )
+    @pytest.mark.parametrize("in_block", [True, False])
+    async def test_of_both_kinds(
+        self, db: Database, refused: Any, kind: Any, in_block: bool
+    ) -> None:
+        manager: Any = db.async_session_manager if in_block else db.async_session
+        async with manager() as session:
+            with pytest.raises(DatabaseError) as caught:
+                await refused(session)
+            await session.rollback()
+
+        assert isinstance(caught.value, kind)
+        assert type(caught.value.__cause__).__name__ == type(caught.value).__name__
+        assert caught.value.retryable is False
+
+    async def test_pending_rollback(self, db: Database) -> None:
+        """Who uses a session after a flush that failed is told of which error."""
+        async with db.async_session() as session:
+            with pytest.raises(IntegrityError):
+                await by_flush(session)
+            with pytest.raises(PendingRollbackError) as caught:
+                await by_statement(session)
+            await session.rollback()
+
+        assert isinstance(caught.value, DatabaseError)
+        assert "the flush that has failed: IntegrityError" in caught.value.__notes__[0]
 
 
 class TestError:

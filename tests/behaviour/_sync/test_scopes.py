@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, func, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    NoResultFound,
+    PendingRollbackError,
+)
 
 from tenure import (
     APP_CONTEXT,
@@ -354,6 +359,71 @@ class TestSuccess:
 
 
 TX_END = "after_transaction_end"
+
+
+def by_statement(session: Session) -> None:
+    session.execute(text("SELECT nothing FROM thing"))
+
+
+def by_flush(session: Session) -> None:
+    session.add_all([Thing(name="a"), Thing(name="a")])
+    session.flush()
+
+
+def by_commit(session: Session) -> None:
+    session.add_all([Thing(name="a"), Thing(name="a")])
+    session.commit()
+
+
+def by_a_bulk(session: Session) -> None:
+    with session.bulk() as bulk:
+        bulk.add(Thing(name="a"))
+        bulk.add(Thing(name="a"))
+        bulk.flush()
+
+
+def by_a_key(session: Session) -> None:
+    session.get_one(Thing, -1)
+
+
+class TestErrorInside:
+    """SQLAlchemy's errors are ours already where they leave a method."""
+
+    @pytest.mark.parametrize(
+        ("refused", "kind"),
+        [
+            (by_statement, DBAPIError),
+            (by_flush, IntegrityError),
+            (by_commit, IntegrityError),
+            (by_a_bulk, IntegrityError),
+            (by_a_key, NoResultFound),
+        ],
+    )
+    @pytest.mark.parametrize("in_block", [True, False])
+    def test_of_both_kinds(
+        self, db: Database, refused: Any, kind: Any, in_block: bool
+    ) -> None:
+        manager: Any = db.session_manager if in_block else db.session
+        with manager() as session:
+            with pytest.raises(DatabaseError) as caught:
+                refused(session)
+            session.rollback()
+
+        assert isinstance(caught.value, kind)
+        assert type(caught.value.__cause__).__name__ == type(caught.value).__name__
+        assert caught.value.retryable is False
+
+    def test_pending_rollback(self, db: Database) -> None:
+        """Who uses a session after a flush that failed is told of which error."""
+        with db.session() as session:
+            with pytest.raises(IntegrityError):
+                by_flush(session)
+            with pytest.raises(PendingRollbackError) as caught:
+                by_statement(session)
+            session.rollback()
+
+        assert isinstance(caught.value, DatabaseError)
+        assert "the flush that has failed: IntegrityError" in caught.value.__notes__[0]
 
 
 class TestError:
