@@ -462,6 +462,22 @@ def test_is_committed() -> None:
     session.close()
 
 
+def test_is_read() -> None:
+    """A result knows that all of its rows were read."""
+    with (
+        create_engine("sqlite://").connect() as connection,
+        Session(connection) as session,
+    ):
+        result = session.execute(text("SELECT 1 UNION SELECT 2"))
+        result.fetchone()
+        assert not _private.is_read(result)
+        result.fetchall()
+        assert _private.is_read(result), (
+            "SQLAlchemy says elsewhere than in _soft_closed that a result was read: see "
+            "_private.is_read"
+        )
+
+
 def test_all_are_here() -> None:
     """Few private names are used, in one module, and each is tested here."""
     done = subprocess.run(

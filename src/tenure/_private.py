@@ -78,6 +78,9 @@ parts_of_select: Callable[[Any], tuple[Any, ...]] = attrgetter(
     "_where_criteria",
 )
 
+#: Whether all rows of a result were read; ``closed`` is true after ``close()`` only.
+is_read: Callable[[Any], bool] = attrgetter("_soft_closed")
+
 #: Give the lock of a query: FOR UPDATE and the like.
 lock_of_select: Callable[[Any], Any] = attrgetter("_for_update_arg")
 

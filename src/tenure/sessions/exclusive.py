@@ -38,6 +38,8 @@ OnJoined = Literal["raise", "wait"]
 #: Seconds.
 JOINED_TIMEOUT = 30.0
 
+#: Methods that are always allowed: they end what others may be using.
+ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
 #: A thread's ident; or a task, or outside of one the event loop.
 User = int | Task[Any] | AbstractEventLoop
 
@@ -141,14 +143,18 @@ class Guard:
 
     def refusal(self, me: User, doing: str) -> ConcurrentUseError:
         """Return the error for *me*, who is not the user that is inside."""
-        first = self.turn.get("user")
-        return ConcurrentUseError(
-            doing,
-            first=_who(first),
-            first_line=_line(first),
-            second=_who(me),
-            second_line=_known(caller()),
-        )
+        return concurrent_use(doing, self.turn.get("user"), me)
+
+
+def concurrent_use(doing: str, first: User | None, me: User) -> ConcurrentUseError:
+    """Return the error for *me*, who wants to use what *first* is using."""
+    return ConcurrentUseError(
+        doing,
+        first=_who(first),
+        first_line=_line(first),
+        second=_who(me),
+        second_line=_known(caller()),
+    )
 
 
 _making = threading.Lock()
@@ -215,6 +221,8 @@ def one_at_a_time(
                 self._refuse_after_the_end(doing)
             if turn.setdefault("user", me) != me:
                 self._take_turn(guard, me, doing)
+            if self._streams is not None:
+                self._refuse_while_streaming(me, doing)
             if executes:
                 statement = args[0] if args else kwargs.get("statement")
                 if type(statement) is Select and reads_plainly(statement):
@@ -223,6 +231,8 @@ def one_at_a_time(
                 else:
                     self._note_statement(statement)
             result = method(self, *args, **kwargs)
+            if executes and kwargs and kwargs.get("execution_options"):
+                self._note_stream(result, me, kwargs["execution_options"])
         except BaseException as error:
             if turn.get("user") == me:
                 self._give_turn(guard, doing, error)

@@ -32,6 +32,7 @@ from ..errors import RoutingError, SessionError
 from .binding import Binding
 from .callbacks import CallsBack, Outcome
 from .exclusive import (
+    ENDING,
     JOINED_TIMEOUT,
     Guard,
     OnConcurrent,
@@ -136,6 +137,7 @@ class Session(Binding, CallsBack):
         outcome, self._outcome = self._outcome, "rollback"
         self._written = False
         self._pins = self._begun = self._failed_flush = self._commit = None
+        self._streams = None
         self._connected = self._read_only = self._wrote = self._may_have_written = ()
         if self._xids:
             del self._xids
@@ -171,7 +173,7 @@ class Session(Binding, CallsBack):
 
     def _refuse_after_the_end(self, doing: str) -> None:
         # Ending is allowed always, and a block that has joined ends what it begins.
-        if doing not in _ENDING and not self._watches:
+        if doing not in ENDING and not self._watches:
             raise SessionError(
                 f"{doing}() on a session whose block has ended "
                 f"({self._tenure_scope.line}); nobody would end what it begins: open "
@@ -186,7 +188,7 @@ class Session(Binding, CallsBack):
         callbacks = self._callbacks
         if callbacks is None:
             return
-        if callbacks and not self.in_transaction() and doing in _ENDING:
+        if callbacks and not self.in_transaction() and doing in ENDING:
             # Registered before any transaction, and left without one.
             callbacks.make_due("rollback")
         self._run_callbacks(callbacks, error)
@@ -299,10 +301,6 @@ class Session(Binding, CallsBack):
         def close_all(cls) -> None:
             """Close all sessions in memory, whoever made them."""
             close_all_sessions()
-
-
-# Ending is allowed always.
-_ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
 
 
 def _flushes_by_itself(method: M) -> M:

@@ -14,22 +14,31 @@ import sys
 import threading
 import time
 from asyncio import Event, Task, get_running_loop, timeout
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Result
 from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
 
+from .._private import is_read
 from ..callers import Line
 from ..engines import changes
 from ..errors import DatabaseError, PartialCommitError, SessionError, said, wrap
-from .exclusive import User, Writer, current_user, described, is_inside
+from .exclusive import (
+    ENDING,
+    User,
+    Writer,
+    concurrent_use,
+    current_user,
+    described,
+    is_inside,
+)
 from .watch import Past, Watch
 
 
@@ -63,6 +72,8 @@ class Shared(Writer, _Session):
     # Seconds that the block waits, when it ends, for others that have joined; ``None``:
     # it does not wait.
     _joined_timeout: float | None = None
+    # Results that are read row by row, each with its reader.
+    _streams: tuple[tuple[Any, User], ...] | None = None
     # Called when one of them leaves.
     _when_left: Callable[[], object] | None = None
     # The blocks that have joined and are open, in the order they were opened.
@@ -195,6 +206,27 @@ class Shared(Writer, _Session):
         """Return the alias of an engine, or its URL."""
         alias = None if self.routing is None else self.routing.alias_of(engine)
         return alias or engine.url.render_as_string()
+
+    # Who reads a stream
+
+    def _note_stream(self, result: Any, me: User, options: Mapping[str, Any]) -> None:
+        """Remember the *result* of a statement if it is read row by row."""
+        is_stream = options.get("stream_results") or options.get("yield_per")
+        if is_stream and isinstance(result, Result) and not is_read(result):
+            self._streams = (*(self._streams or ()), (result, me))
+
+    def _refuse_while_streaming(self, me: User, doing: str) -> None:
+        """
+        Refuse to use the connection that another user reads a stream from.
+
+        Raises:
+            ConcurrentUseError: Between two rows of it.
+        """
+        streams = [(r, user) for r, user in self._streams or () if not is_read(r)]
+        self._streams = tuple(streams) or None
+        for _, user in streams if doing not in ENDING else ():
+            if user != me and is_running(user):
+                raise concurrent_use(doing, user, me)
 
     # Who may end it
 
