@@ -40,6 +40,7 @@ from .scopes import (
     on_commit,
     on_rollback,
     on_unknown,
+    retrying,
     session_manager,
     using,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "on_commit",
     "on_rollback",
     "on_unknown",
+    "retrying",
     "scoped_session",
     "session_factory",
     "session_manager",

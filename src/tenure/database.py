@@ -15,9 +15,10 @@ from .context import SESSION_CONTEXT, enter, install, leave, living, uninstall
 from .engines import DatabaseManager, is_async_url
 from .routing import DEFAULT, Choice
 from .scopes import (
+    BUDGET,
     DatabaseOptions,
     LeakWatch,
-    OpenSession,
+    Report,
     async_session_manager,
     open_sessions,
     session_manager,
@@ -170,13 +171,16 @@ class Database:
         )
         return choice
 
-    def report(self) -> list[OpenSession]:
+    def report(self) -> Report:
         """
         List the sessions that are open, those open longest first.
 
-        A session is open in its block, and in a transaction.
+        A session is open in its block, and in a transaction. ``report().retries`` is how
+        often this process has done a unit of work again.
         """
-        return [described for _, described in open_sessions(self.manager)]
+        found = Report(described for _, described in open_sessions(self.manager))
+        found.retries = BUDGET.spent
+        return found
 
     def install(self) -> Self:
         """Make this the process default, used where no application is current."""

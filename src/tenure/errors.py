@@ -213,7 +213,7 @@ class DatabaseError(TenureError, exc.SQLAlchemyError):
 
     If it wraps an error, it is also an instance of that error's class, with the same
     attributes, and has the error as ``__cause__``. It is *retryable* after a deadlock, a
-    serialization failure or a lock that was busy.
+    serialization failure, a lock that was busy, or a connection lost before the COMMIT.
     """
 
     #: The error that this one wraps, if any.
@@ -357,7 +357,8 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     wrapped.__dict__.update(error.__dict__)
     wrapped.args = error.args
     wrapped.original = error
-    if _is_transient(error):
+    # Lost before its COMMIT: what became of that one is told by other errors.
+    if _is_transient(error) or getattr(error, "connection_invalidated", False):
         wrapped.retryable = True
     return wrapped
 

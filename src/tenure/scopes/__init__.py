@@ -11,12 +11,16 @@ from .current import (
 from .gathering import gather
 from .managers import async_session_manager, session_manager
 from .options import DatabaseOptions
-from .reports import LeakWatch, OpenSession, open_sessions
+from .reports import LeakWatch, OpenSession, Report, open_sessions
+from .retries import BUDGET, Retrying, retrying
 
 __all__ = [
+    "BUDGET",
     "DatabaseOptions",
     "LeakWatch",
     "OpenSession",
+    "Report",
+    "Retrying",
     "async_session_manager",
     "current_async_session",
     "current_session",
@@ -25,6 +29,7 @@ __all__ = [
     "on_rollback",
     "on_unknown",
     "open_sessions",
+    "retrying",
     "session_manager",
     "using",
 ]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from ..context import SESSION_CONTEXT, living
 from ..errors import SessionError
+from .retries import Retrying, retrying
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def refuse(function: Any, kind: str, why: str) -> NoReturn:
@@ -38,3 +44,19 @@ class CoroutineFunction(Function):
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return await self._function(*args, **kwargs)
+
+
+def tried(call: Callable[P, T], block: Any) -> Callable[P, T]:
+    """Return *call*, which is tried again as *block* says, where it does not join."""
+    again = block.retry
+    if not isinstance(again, Retrying):
+        again = retrying(attempts=again)
+    whole = again(call)
+
+    @wraps(call)
+    def choose(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Only the owner of a session can do the work again.
+        joins = not block.new and living(SESSION_CONTEXT.get()) is not None
+        return (call if joins else whole)(*args, **kwargs)
+
+    return choose

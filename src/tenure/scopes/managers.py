@@ -34,7 +34,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import SessionError, TenureError, wrap
 from ..sessions import Session
-from .decorated import CoroutineFunction, Function, refuse, wrong_with
+from .decorated import CoroutineFunction, Function, refuse, tried, wrong_with
 from .options import Options
 from .scope import Block, Ending, retire
 from .waiting import Waiting, closer, shielded
@@ -69,6 +69,8 @@ class session_manager(Block):  # noqa: N801  # used like a function
         consistency: How old what is read may be; without replicas all of it is
             current.
         expire: Overrides ``expire_on_commit`` for the commit.
+        retry: Of the decorator: each call that does not join is done again, as by
+            :func:`retrying`; a number is that of attempts.
 
     Raises:
         SessionError: No session and no factory, or the current one is async; or
@@ -112,7 +114,7 @@ class session_manager(Block):  # noqa: N801  # used like a function
             with self._again():
                 return function(*args, **kwargs)
 
-        return call
+        return call if self.retry is None else tried(call, self)
 
     def __enter__(self) -> Session:
         if self._open() == "savepoint":
@@ -212,7 +214,7 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
             async with self._again():
                 return await function(*args, **kwargs)
 
-        return call
+        return call if self.retry is None else tried(call, self)
 
     async def __aenter__(self) -> AsyncSession:
         if self._open() == "savepoint":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from ..routing import Role
+from .retries import Retrying
 
 OnMissing = Literal["create", "raise"]
 #: How old what a block reads may be. Without replicas, all of it is current.
@@ -21,6 +22,7 @@ class DatabaseOptions(TypedDict, total=False):
     role: Role | None
     consistency: Consistency | None
     expire: bool | None
+    retry: Retrying | int | None
 
 
 class Options(DatabaseOptions, total=False):

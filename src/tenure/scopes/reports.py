@@ -63,6 +63,17 @@ class OpenSession:
         return "\n".join(line.rstrip() for line in lines)
 
 
+class Report(list[OpenSession]):
+    """
+    The sessions that are open, those open longest first.
+
+    Attributes:
+        retries: How often this process has done a unit of work again.
+    """
+
+    retries: int = 0
+
+
 def open_sessions(manager: DatabaseManager) -> Iterator[tuple[Session, OpenSession]]:
     """Yield the sessions of *manager* that are open, those open longest first."""
     now = time.monotonic()

@@ -40,6 +40,7 @@ from ..sessions import Session
 from .joining import Joining
 from .options import Consistency, OnMissing
 from .outside import Outside
+from .retries import Retrying
 
 #: How a block gets its session.
 Entry = Literal["create", "join", "savepoint"]
@@ -110,6 +111,8 @@ class Block(Joining):
     previous: Any = None
     #: The stack that has opened the block, if somebody wants to know.
     stack: StackSummary | None = None
+    #: For the decorator: how its calls are tried again.
+    retry: Retrying | int | None = None
     opened: float = 0.0  # by the monotonic clock
     _line: Line | tuple[CodeType, int] = UNKNOWN
     _registry: Any = None
@@ -131,6 +134,7 @@ class Block(Joining):
         role: Role | None = None,
         consistency: Consistency | None = None,
         expire: bool | None = None,
+        retry: Retrying | int | None = None,
     ) -> None:
         if on_missing not in ("create", "raise"):
             raise SessionError(f"on_missing is 'create' or 'raise', not {on_missing!r}")
@@ -151,6 +155,8 @@ class Block(Joining):
         self.role = role
         self.consistency = consistency
         self.expire = expire
+        if retry is not None:
+            self.retry = retry
         if function is not None:
             self._become(function)
 
@@ -200,6 +206,11 @@ class Block(Joining):
         if self.how is not None:
             raise SessionError(
                 f"this block was entered before; each needs a {self.kind}() of its own"
+            )
+        if self.retry is not None:
+            raise SessionError(
+                f"retry= is for the decorator @{self.kind}(retry=…): a block cannot run "
+                f"what is inside of it again; use 'for attempt in retrying()' around it"
             )
         joins = False
         current: Any = SESSION_CONTEXT.get()
@@ -416,7 +427,8 @@ _ELSEWHERE = (
 )
 # Packages between us and who opens the block, as a decorator does.
 _BETWEEN = (__package__, "")
-_OPTIONS = tuple(Block.__init__.__kwdefaults__ or ())
+# Without retry, which is for all attempts together.
+_OPTIONS = tuple(n for n in Block.__init__.__kwdefaults__ or () if n != "retry")
 _CONSISTENCIES = get_args(Consistency)
 
 
