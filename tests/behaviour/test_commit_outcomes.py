@@ -26,6 +26,8 @@ from tests.fixtures.things import Base, Thing
 
 SYNC = ["postgresql+psycopg"]
 ASYNC = ["postgresql+psycopg", "postgresql+asyncpg"]
+#: What is cut when it is sent.
+WORDS = [b"BEGIN", b"INSERT", b"PG_CURRENT_XACT", b"COMMIT", b"COMMIT"]
 whens = pytest.mark.parametrize("when", ["before", "after"])
 
 pytestmark = [
@@ -142,12 +144,38 @@ class TestAsked:
             assert ["rollback"] == cut.ran
             assert [] == cut.kept()
 
+    @pytest.mark.parametrize("driver", SYNC)
+    def test_kills_sync(self, cut: Cut, driver: str) -> None:
+        """As :meth:`test_kills`."""
+        chance = random.Random(11)
+        expected: list[str] = []
+        errors: list[DatabaseError] = []
+        with Database(cut.through(driver)) as db:
+            for number in range(100):
+                cut.ran.clear()
+                name = f"n{number:03}"
+                when: When = chance.choice(["before", "after"])
+                try:
+                    with db.session_manager(auto_commit=True) as session:
+                        cut.watch(session)
+                        cut.proxy.cut(when, chance.choice(WORDS))
+                        session.execute(insert(Thing).values(name=name))
+                except DatabaseError as error:
+                    errors.append(error)
+                if cut.ran == ["commit"]:
+                    expected.append(name)
+                assert len(cut.ran) <= 1
+                assert "unknown" not in cut.ran
+        cut.proxy.cut("before", b"nothing")
+
+        assert expected == cut.kept()
+        assert not any(isinstance(e, CommitOutcomeUnknownError) for e in errors)
+
     @pytest.mark.parametrize("driver", ASYNC)
     @pytest.mark.anyio
     async def test_kills(self, cut: Cut, driver: str) -> None:
         """However often, and wherever: no callback contradicts the database."""
         chance = random.Random(7)
-        words = [b"BEGIN", b"INSERT", b"PG_CURRENT_XACT", b"COMMIT", b"COMMIT"]
         expected: list[str] = []
         errors: list[DatabaseError] = []
         async with Database(cut.through(driver)) as db:
@@ -158,7 +186,7 @@ class TestAsked:
                 try:
                     async with db.async_session_manager(auto_commit=True) as session:
                         cut.watch(session)
-                        cut.proxy.cut(when, chance.choice(words))
+                        cut.proxy.cut(when, chance.choice(WORDS))
                         await session.execute(insert(Thing).values(name=name))
                 except DatabaseError as error:
                     errors.append(error)
