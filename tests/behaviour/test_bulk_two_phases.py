@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import String, delete, select, text
+from sqlalchemy import String, delete, event, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tenure import Database, Session, Spec
+from tenure import CommitOutcomeUnknownError, Database, Session, Spec
 from tests.fixtures.databases import Databases
 from tools.servers import PostgreSQL, ServerUnavailable
 
@@ -139,3 +139,43 @@ def test_prepared(session: Session, ending: str) -> None:
 
     written = [("a", 1), ("b", 1)]
     assert (written if ending == "commit" else [("a", 0)]) == stored(session)
+
+
+def test_killed_between_prepare_and_commit(db: Database) -> None:
+    """Nobody knows then; what was promised can be committed by hand."""
+    if db.manager.urls["default"].get_backend_name() != "postgresql":
+        pytest.skip("MariaDB rolls back what is prepared when its connection is lost")
+    engine = db.manager.engines["default"]
+    ran: list[str] = []
+
+    def kill(connection: Any, xid: Any, is_prepared: bool) -> None:  # an event's
+        driver = connection.connection.driver_connection
+        with engine.connect() as other:
+            pid = driver.info.backend_pid
+            other.execute(text(f"SELECT pg_terminate_backend({pid})"))
+
+    with db.session_manager(auto_commit=True) as session:
+        session.execute(delete(Thing))
+    event.listen(engine, "commit_twophase", kill)
+    try:
+        with (
+            pytest.raises(CommitOutcomeUnknownError, match="by hand") as caught,
+            Session(engine, twophase=True) as session,
+        ):
+            session.on_commit(lambda: ran.append("commit"))
+            session.on_rollback(lambda: ran.append("rollback"))
+            session.on_unknown(lambda: ran.append("unknown"))
+            session.add(Thing(code="promised", amount=1))
+            session.commit()
+    finally:
+        event.remove(engine, "commit_twophase", kill)
+
+    with psycopg.connect(
+        engine.url.set(drivername="postgresql").render_as_string(hide_password=False),
+        autocommit=True,
+    ) as direct:
+        (xid,) = direct.execute("SELECT gid FROM pg_prepared_xacts").fetchone() or ("",)
+        assert xid in str(caught.value)
+        direct.execute(f"COMMIT PREPARED '{xid}'")
+        assert direct.execute("SELECT code FROM thing").fetchall() == [("promised",)]
+    assert ["unknown"] == ran

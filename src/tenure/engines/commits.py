@@ -168,8 +168,30 @@ def watch_commits(engine: Engine) -> None:
             session._commit = Commit(session)
         session._commit.send(send, pooled)
 
+    send_prepared: Callable[..., None] = dialect.do_commit_twophase
+
+    def do_commit_twophase(
+        connection: Connection, xid: Any, *args: Any, **kw: Any
+    ) -> None:
+        session = _current.get()
+        try:
+            send_prepared(connection, xid, *args, **kw)
+        except BaseException as error:
+            if session is None:
+                raise
+            if session._commit is None:
+                session._commit = Commit(session)
+            session._commit.is_unknown = True
+            # All have promised, so that it may be committed still, by hand.
+            raise CommitOutcomeUnknownError(
+                f"the commit of the prepared transaction {xid!r} in "
+                f"{connection.engine.url.render_as_string()} failed ({said(error)}); if it "
+                f"is there still, commit it by hand: all databases have promised to"
+            ) from error
+
     # Not an event: a listener of an engine costs every statement.
     dialect.do_commit = do_commit
+    dialect.do_commit_twophase = do_commit_twophase
     if dialect.name != "sqlite":
         event.listen(engine, "handle_error", note_error)
 
