@@ -116,7 +116,7 @@ class RefusingState(InstanceState[Any]):
 
     def refuse(self, wanted: str) -> NoReturn:
         """Raise an error; *wanted* is what SQLAlchemy needs of the instance."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of them has its own text
 
     @property
     def key(self) -> Any:  # type: ignore[override]  # read only
@@ -143,7 +143,7 @@ class UnmanagedList(list[Any]):
 
     def refuse(self) -> NoReturn:
         """Raise an error."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of them has its own text
 
     @property
     def _sa_adapter(self) -> NoReturn:

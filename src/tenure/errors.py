@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import exc
@@ -326,7 +326,9 @@ def said(error: BaseException) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a question for the known name that is most like *name*; else nothing."""
-    found = get_close_matches(name, known, 1)
+    # Imported here: it is slow to import.
+    difflib = import_module("difflib")
+    found = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ SYNC = ["postgresql+psycopg"]
 ASYNC = ["postgresql+psycopg", "postgresql+asyncpg"]
 #: What is cut when it is sent.
 WORDS = [b"BEGIN", b"INSERT", b"PG_CURRENT_XACT", b"COMMIT", b"COMMIT"]
+NAMES = [f"n{number:03}" for number in range(100)]
 whens = pytest.mark.parametrize("when", ["before", "after"])
 
 pytestmark = [
@@ -68,6 +70,42 @@ class Cut:
     def kept(self) -> list[str]:
         with PlainSession(self.direct.manager.engines["default"]) as session:
             return sorted(session.scalars(select(Thing.name)))
+
+
+class Kills:
+    """Connections cut at random, one for each name, and what callbacks said of them."""
+
+    def __init__(self, cut: Cut, seed: int) -> None:
+        self.cut = cut
+        self.chance = random.Random(seed)
+        self.expected: list[str] = []
+        self.errors: list[DatabaseError] = []
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        ran = self.cut.ran
+        ran.clear()
+        try:
+            yield
+        except DatabaseError as error:
+            self.errors.append(error)
+        if ran == ["commit"]:
+            self.expected.append(name)
+        assert len(ran) <= 1
+        assert "unknown" not in ran
+
+    def begin(self, session: Any) -> None:
+        self.cut.watch(session)
+        when: When = self.chance.choice(["before", "after"])
+        self.cut.proxy.cut(when, self.chance.choice(WORDS))
+
+    def check(self) -> None:
+        self.cut.proxy.cut("before", b"nothing")
+        assert self.expected == self.cut.kept()
+        assert not any(isinstance(e, CommitOutcomeUnknownError) for e in self.errors)
+        # It has cut, and not always before something was kept.
+        assert self.errors
+        assert self.expected
 
 
 @pytest.fixture
@@ -146,58 +184,27 @@ class TestAsked:
 
     @pytest.mark.parametrize("driver", SYNC)
     def test_kills_sync(self, cut: Cut, driver: str) -> None:
-        """As :meth:`test_kills`."""
-        chance = random.Random(11)
-        expected: list[str] = []
-        errors: list[DatabaseError] = []
+        """However often, and wherever: no callback contradicts the database."""
+        kills = Kills(cut, seed=11)
         with Database(cut.through(driver)) as db:
-            for number in range(100):
-                cut.ran.clear()
-                name = f"n{number:03}"
-                when: When = chance.choice(["before", "after"])
-                try:
-                    with db.session_manager(auto_commit=True) as session:
-                        cut.watch(session)
-                        cut.proxy.cut(when, chance.choice(WORDS))
-                        session.execute(insert(Thing).values(name=name))
-                except DatabaseError as error:
-                    errors.append(error)
-                if cut.ran == ["commit"]:
-                    expected.append(name)
-                assert len(cut.ran) <= 1
-                assert "unknown" not in cut.ran
-        cut.proxy.cut("before", b"nothing")
-
-        assert expected == cut.kept()
-        assert not any(isinstance(e, CommitOutcomeUnknownError) for e in errors)
+            for name in NAMES:
+                with kills.one(name), db.session_manager(auto_commit=True) as session:
+                    kills.begin(session)
+                    session.execute(insert(Thing).values(name=name))
+        kills.check()
 
     @pytest.mark.parametrize("driver", ASYNC)
     @pytest.mark.anyio
     async def test_kills(self, cut: Cut, driver: str) -> None:
-        """However often, and wherever: no callback contradicts the database."""
-        chance = random.Random(7)
-        expected: list[str] = []
-        errors: list[DatabaseError] = []
+        """As :meth:`test_kills_sync`."""
+        kills = Kills(cut, seed=7)
         async with Database(cut.through(driver)) as db:
-            for number in range(100):
-                cut.ran.clear()
-                name = f"n{number:03}"
-                when: When = chance.choice(["before", "after"])
-                try:
+            for name in NAMES:
+                with kills.one(name):
                     async with db.async_session_manager(auto_commit=True) as session:
-                        cut.watch(session)
-                        cut.proxy.cut(when, chance.choice(WORDS))
+                        kills.begin(session)
                         await session.execute(insert(Thing).values(name=name))
-                except DatabaseError as error:
-                    errors.append(error)
-                if cut.ran == ["commit"]:
-                    expected.append(name)
-                assert len(cut.ran) <= 1
-                assert "unknown" not in cut.ran
-        cut.proxy.cut("before", b"nothing")
-
-        assert expected == cut.kept()
-        assert not any(isinstance(e, CommitOutcomeUnknownError) for e in errors)
+        kills.check()
 
     @pytest.mark.parametrize("driver", SYNC)
     @pytest.mark.usefixtures("few_seconds")

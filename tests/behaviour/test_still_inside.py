@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from tests.fixtures.pools import Pools
 from tests.fixtures.things import Base, Thing
 
 AsyncMake = Callable[..., Database]
+timeouts = pytest.mark.parametrize("seconds", [60, math.inf])
 
 
 @pytest.fixture
@@ -113,9 +115,10 @@ class TestTasks:
         assert ["rollback"] == ran
         assert [] == await kept(db)
 
-    async def test_waits(self, make_async: AsyncMake) -> None:
+    @timeouts
+    async def test_waits(self, make_async: AsyncMake, seconds: float) -> None:
         """With on_joined="wait" all of it is committed, when the task is done."""
-        db = make_async(on_joined="wait")
+        db = make_async(on_joined="wait", joined_timeout=seconds)
         await db.acreate_all(Base.metadata)
         transfer = Transfer()
         async with db.async_session_manager(auto_commit=True):
@@ -306,8 +309,9 @@ class TestThreads:
         assert isinstance(thread.error, SessionError)  # type: ignore[attr-defined]  # set above
         assert [] == self.kept(db)
 
-    def test_waits(self, make: Callable[..., Database]) -> None:
-        db = make(on_joined="wait")
+    @timeouts
+    def test_waits(self, make: Callable[..., Database], seconds: float) -> None:
+        db = make(on_joined="wait", joined_timeout=seconds)
         is_inside, may_go_on = threading.Event(), threading.Event()
         with db.session_manager(auto_commit=True) as session:
             thread = self.transfer(session, is_inside, may_go_on)
@@ -337,6 +341,10 @@ class TestThreads:
         ({"on_joined": "ask"}, "on_joined is 'raise' or 'wait', not 'ask'"),
         ({"on_joined": "wait", "joined_timeout": 0}, "joined_timeout is a number of"),
         ({"on_joined": "wait", "joined_timeout": "1"}, "joined_timeout is a number of"),
+        (
+            {"on_joined": "wait", "joined_timeout": True},
+            "joined_timeout is a number of",
+        ),
     ],
 )
 def test_options(url: str, options: dict[str, Any], message: str) -> None:

@@ -31,7 +31,7 @@ class Unchecked(types.TypeDecorator[Any]):
 
     @property
     def python_type(self) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # as a type of a user that does not say
 
 
 class Odd(Base):

@@ -55,7 +55,7 @@ class Anything(types.TypeDecorator[Any]):
 
     @property
     def python_type(self) -> type[Any]:
-        raise NotImplementedError
+        raise NotImplementedError  # as a type of a user that does not say
 
 
 class Loose(Base):

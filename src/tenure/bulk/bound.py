@@ -58,7 +58,7 @@ def settle_bound(
     chosen, superseded = _one_for_each_row(values, on_duplicate)
     for value in superseded:
         if value.is_bound:
-            _take_back(session, value, _changed(value))
+            take_back(session, value)
     for value in chosen if superseded else ():
         if value.is_bound:
             _give_again(value)
@@ -66,10 +66,10 @@ def settle_bound(
         if not value.is_bound:
             continue
         if on_conflict == "skip":
-            _take_back(session, value, _changed(value))
+            take_back(session, value)
         elif allowed is not None:
             left = [name for name in _changed(value) if name not in allowed]
-            _take_back(session, value, left)
+            take_back(session, value, left)
     skipped = [*superseded, *(bound if on_conflict == "skip" else ())]
     return dict.fromkeys(skipped, "skipped")
 
@@ -182,26 +182,23 @@ def is_to_write(value: Value) -> bool:
     return state.key is None and state.session_id is None
 
 
-def take_back(session: Session, value: Value) -> None:
-    """Make all attributes that a bound value changes those of the row again."""
-    with session.no_autoflush:
-        _take_back(session, value, _changed(value))
-
-
-def _take_back(session: Session, value: Value, names: Collection[str]) -> None:
-    """Make attributes those of the row again."""
+def take_back(
+    session: Session, value: Value, names: Collection[str] | None = None
+) -> None:
+    """Make attributes those of the row again: *names*, or all that were changed."""
     instance = value.instance
     mapper = inspect(type(instance))
     expired: set[str] = set()
-    for name in names:
-        prop: Any = mapper.attrs.get(name)
-        if isinstance(prop, RelationshipProperty):
-            # First off the other side's collection, which would set it again.
-            if not prop.uselist:
-                connect(instance, prop, None)
-            for column in prop.local_columns:
-                if column in mapper.columns.values():
-                    expired.add(mapper.get_property_by_column(column).key)
-        expired.add(name)
-    if expired:
-        session.expire(instance, expired)
+    with session.no_autoflush:
+        for name in _changed(value) if names is None else names:
+            prop: Any = mapper.attrs.get(name)
+            if isinstance(prop, RelationshipProperty):
+                # First off the other side's collection, which would set it again.
+                if not prop.uselist:
+                    connect(instance, prop, None)
+                for column in prop.local_columns:
+                    if column in mapper.columns.values():
+                        expired.add(mapper.get_property_by_column(column).key)
+            expired.add(name)
+        if expired:
+            session.expire(instance, expired)

@@ -51,8 +51,6 @@ class Value:
     was_known: bool = False
     #: Whether ``resolve`` has bound it to a row that was there.
     is_bound: bool = False
-    #: Whether it was part of a flush, whatever came of it.
-    was_tried: bool = False
     #: The columns a mapped instance had set before it became that of a row.
     payload: dict[str, Any] | None = None
     #: The transaction in which all this became so.

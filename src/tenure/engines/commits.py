@@ -164,9 +164,7 @@ def watch_commits(engine: Engine) -> None:
         if session is None:
             send(pooled)
             return
-        if session._commit is None:
-            session._commit = Commit(session)
-        session._commit.send(send, pooled)
+        _commit_of(session).send(send, pooled)
 
     send_prepared: Callable[..., None] = dialect.do_commit_twophase
 
@@ -179,9 +177,7 @@ def watch_commits(engine: Engine) -> None:
         except BaseException as error:
             if session is None:
                 raise
-            if session._commit is None:
-                session._commit = Commit(session)
-            session._commit.is_unknown = True
+            _commit_of(session).is_unknown = True
             # All have promised, so that it may be committed still, by hand.
             raise CommitOutcomeUnknownError(
                 f"the commit of the prepared transaction {xid!r} in "
@@ -194,6 +190,13 @@ def watch_commits(engine: Engine) -> None:
     dialect.do_commit_twophase = do_commit_twophase
     if dialect.name != "sqlite":
         event.listen(engine, "handle_error", note_error)
+
+
+def _commit_of(session: Any) -> Commit:
+    if session._commit is None:
+        session._commit = Commit(session)
+    found: Commit = session._commit
+    return found
 
 
 def assigned_xid(connection: Connection) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -19,7 +18,7 @@ from sqlalchemy.pool import (
 )
 from sqlalchemy.util import get_cls_kwargs
 
-from ..errors import RoutingError
+from ..errors import RoutingError, nearest
 from .drivers import ASYNC_DRIVERS, dialect_of, driver_url, serves
 from .options import fit_options, joined
 from .pools import LoopPool, leave_to_parent
@@ -207,12 +206,9 @@ class Pair:
         ):
             for name in options:
                 if name not in known:
-                    # Imported here: it is slow to import.
-                    difflib = import_module("difflib")
-                    near = difflib.get_close_matches(str(name), known, 1)
                     raise self._wrong(
                         f"{name!r} is no option of create_engine() here"
-                        f"{f'; did you mean {near[0]!r}?' if near else ''}"
+                        f"{nearest(str(name), known)}"
                     )
 
     def _known(self, *, async_mode: bool) -> set[str] | None:

@@ -339,7 +339,7 @@ def property_of(mapper: Mapper[Any], column: Any) -> ColumnProperty[Any] | None:
         found: Any = mapper.get_property_by_column(column)
     except UnmappedColumnError:
         return None
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # SQLAlchemy only says MapperProperty
 
 
 def reverse_sides(

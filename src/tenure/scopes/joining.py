@@ -29,7 +29,7 @@ class Joining(Watch):
     _transaction: Any = None
 
     def _note_line(self, frame: FrameType) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # Block does it, which has the line
 
     def _join(self, session: Any, frame: FrameType) -> None:
         self.session = session

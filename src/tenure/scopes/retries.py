@@ -30,6 +30,7 @@ from ..errors import (
     said,
     wrap,
 )
+from ..sessions import checked_seconds
 
 log = logging.getLogger("tenure")
 
@@ -185,11 +186,8 @@ class Retrying:
     def __init__(self, attempts: int, on: On, deadline: float) -> None:
         if not isinstance(attempts, int) or attempts < 1:
             raise SessionError(f"attempts is a number from 1 on, not {attempts!r}")
-        if not isinstance(deadline, (int, float)) or deadline <= 0:
-            raise SessionError(
-                f"deadline is a number of seconds, more than 0, not {deadline!r}"
-            )
-        self.attempts, self.on, self.deadline = attempts, on, deadline
+        self.attempts, self.on = attempts, on
+        self.deadline = checked_seconds("deadline", deadline)
 
     def is_for(self, error: BaseException) -> bool:
         """Whether the work may be done again after *error*."""

@@ -71,13 +71,13 @@ def checked(name: str, value: Any, allowed: Any) -> Any:
 
 def checked_seconds(name: str, value: Any) -> float:
     """
-    Return *value*, a number of seconds.
+    Return *value*, a number of seconds; of more, and infinity, what a thread can wait.
 
     Raises:
         SessionError: It is not, or not more than 0.
     """
-    if isinstance(value, (int, float)) and value > 0:
-        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+        return min(value, threading.TIMEOUT_MAX)
     raise SessionError(f"{name} is a number of seconds, more than 0, not {value!r}")
 
 

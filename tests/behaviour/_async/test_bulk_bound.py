@@ -19,6 +19,7 @@ from tenure import (
     Resource,
     Spec,
 )
+from tests.fixtures.counting import count_statements
 from tests.fixtures.pools import Pools
 
 pytestmark = pytest.mark.anyio
@@ -265,3 +266,20 @@ class TestUpdate:
             await bulk.commit(on_conflict="update", on_duplicate=which)
 
         assert [("1", title, "old", "ORL")] == await books(db)
+
+
+class TestDiscard:
+    @strategies
+    @models
+    async def test_takes_back(self, db: Database, model: Any, strategy: Any) -> None:
+        """What it would have changed is as before, references too; nothing is asked."""
+        async with db.async_session() as session, session.bulk() as bulk:
+            bulk.validate(model, {"isbn": "1", "title": "Other", "publisher": "PEN"})
+            await bulk.resolve(strategy=strategy)
+            with count_statements(db.manager.async_engines["default"]) as statements:
+                bulk.discard()
+            assert 0 == statements.count
+            await bulk.commit(on_conflict="update")
+            await session.commit()
+
+        assert BEFORE == await books(db)

@@ -20,6 +20,7 @@ from tenure import (
     Resource,
     Spec,
 )
+from tests.fixtures.counting import count_statements
 from tests.fixtures.pools import Pools
 
 
@@ -264,3 +265,20 @@ class TestUpdate:
             bulk.commit(on_conflict="update", on_duplicate=which)
 
         assert [("1", title, "old", "ORL")] == books(db)
+
+
+class TestDiscard:
+    @strategies
+    @models
+    def test_takes_back(self, db: Database, model: Any, strategy: Any) -> None:
+        """What it would have changed is as before, references too; nothing is asked."""
+        with db.session() as session, session.bulk() as bulk:
+            bulk.validate(model, {"isbn": "1", "title": "Other", "publisher": "PEN"})
+            bulk.resolve(strategy=strategy)
+            with count_statements(db.manager.engines["default"]) as statements:
+                bulk.discard()
+            assert 0 == statements.count
+            bulk.commit(on_conflict="update")
+            session.commit()
+
+        assert BEFORE == books(db)
