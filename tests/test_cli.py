@@ -829,7 +829,7 @@ class TestSignals:
 
         found = re.fullmatch(
             r"tenure load: interrupted; (\d+),000 rows were kept; "
-            r"go on with --start (\d+)\n",
+            r"continue with --start (\d+)\n",
             done.err,
         )
         assert found is not None

@@ -40,7 +40,7 @@ INSIDE = {"bulk": ["report", "dialects", "lookup", "write"]}
 
 # These do what any program could do, with the names any program has.
 OUTSIDERS = {"cli", "__main__"}
-PUBLIC = {"tenure", "tenure.cli"}
+PUBLIC = {"tenure", "tenure.cli", "tenure.errors"}
 
 # (importer, imported): the only imports inside functions.
 OPTIONAL = {

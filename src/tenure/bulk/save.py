@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -352,21 +353,15 @@ def _levels(writer: Insertion, states: Sequence[State]) -> list[Sequence[State]]
             parent = state.dict.get(relationship.key)
             if parent is not None and instance_state(parent).key is None:
                 needs.setdefault(state, []).append(instance_state(parent))
-    ready = [state for state in states if state not in needs]
-    users: dict[State, list[State]] = {}
-    for state, parents in needs.items():
-        for parent in parents:
-            users.setdefault(parent, []).append(state)
-    count = {state: len(parents) for state, parents in needs.items()}
+    levels: list[Sequence[State]] = [[s for s in states if s not in needs]]
     places = {state: place for place, state in enumerate(states)} if needs else {}
-    levels: list[Sequence[State]] = [ready]
-    while levels[-1]:
-        following = []
-        for state in levels[-1]:
-            for user in users.get(state, ()):
-                count[user] -= 1
-                if not count[user]:
-                    following.append(user)
+    sorter = TopologicalSorter(needs)
+    with suppress(CycleError):
+        # It goes on with what is not in a circle.
+        sorter.prepare()
+    while ready := [state for state in sorter.get_ready() if state in places]:
+        sorter.done(*ready)
+        following = [state for state in ready if state in needs]
         levels.append(sorted(following, key=places.__getitem__))
     if writer.draws_keys:
         levels = [[state for level in levels for state in level]]

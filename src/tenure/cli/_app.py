@@ -15,9 +15,10 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from tenure import LoadError, LoadReport, RejectedRowsError
+from tenure.errors import said
 
 from ._load import Job
-from ._mistake import Mistake, one_line
+from ._mistake import Mistake
 from ._model import imported, place_of
 from ._progress import Bar
 from ._report import text_of
@@ -25,7 +26,8 @@ from ._signals import interruptible
 
 DONE, FINDINGS, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-# Of click, which typer depends on or brings along, as its version likes.
+# click's error of a wrong command line: some versions of typer depend on click, others
+# contain it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -106,18 +108,22 @@ def load(
         ),
     ],
     url: Annotated[
-        str, typer.Option(metavar="URL", help="The database, as SQLAlchemy names it.")
+        str,
+        typer.Option(metavar="URL", help="The URL of the database, as for SQLAlchemy."),
     ],
     on_missing: Annotated[
         OnMissing,
         typer.Option(
-            help="A row that refers to nothing: reject it, write NULL, or create what "
-            "it refers to."
+            help="What to do if a reference is not found: reject the row, write NULL, or "
+            "create the row it refers to."
         ),
     ] = OnMissing.reject,
     on_conflict: Annotated[
         OnConflict,
-        typer.Option(help="A row whose key is there: reject, update or skip it."),
+        typer.Option(
+            help="What to do if the key of a row exists: reject the row, update what "
+            "exists, or skip the row."
+        ),
     ] = OnConflict.raise_,
     rejects: Annotated[
         Path | None,
@@ -127,7 +133,7 @@ def load(
         str,
         typer.Option(
             metavar="N|all",
-            help="How many rejected rows are tolerated; with more nothing is written.",
+            help="How many rows may be rejected; with more, nothing is written.",
         ),
     ] = "0",
     batch_size: Annotated[
@@ -141,20 +147,22 @@ def load(
         typer.Option(
             min=1,
             metavar="LINE",
-            help="Leave out what is before; where a load with --commit batch goes on.",
+            help="Begin at this line; a load with --commit batch that failed says which.",
         ),
     ] = 1,
     null: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="A text of a CSV file that means NULL; repeatable; without it, "
-            "the empty text.",
+            help="A text of a CSV file that means NULL; may be repeated. Without it, "
+            "the empty text does.",
         ),
     ] = None,
     format: Annotated[
         Format | None,
-        typer.Option(help="Where the name of the source does not say; for -, csv."),
+        typer.Option(
+            help="The format, if the name of the source does not tell; csv for -."
+        ),
     ] = None,
     create_tables: Annotated[
         bool,
@@ -196,7 +204,7 @@ def load(
 
 
 class _Load:
-    """One run of ``tenure load``: how far it is, and how it tells."""
+    """One run of ``tenure load``: its progress, and its messages."""
 
     def __init__(self, rejects: Path | None, *, as_json: bool, bar: Bar | None) -> None:
         self.rejects = rejects
@@ -260,22 +268,24 @@ class _Load:
             return USAGE, f"{error}; {self._kept()}" if kept else str(error)
         if isinstance(error, (SQLAlchemyError, OSError)):
             notes = [note.removeprefix("load: ") for note in _notes(error)]
-            text = one_line(error)
+            text = said(error)
             if isinstance(error, OSError) and error.filename is not None:
                 text = f"cannot write {error.filename!r}: {error.strerror}"
             return FINDINGS, "; ".join([text, *(notes or [self._kept()])])
         place = place_of(error)
         if place is None:
             return None
-        message = f"{type(error).__name__}: {one_line(error)} ({place})"
+        message = f"{type(error).__name__}: {said(error)} ({place})"
         return USAGE, f"the model failed: {message}; {self._kept()}"
 
     def _kept(self) -> str:
         report = self.report
         if report is not None and report.kept:
-            return f"{report.kept:,} rows were kept; go on with --start {report.resume}"
+            return (
+                f"{report.kept:,} rows were kept; continue with --start {report.resume}"
+            )
         if report is not None and "commit" in report.seconds:
-            return "whether the commit came through is not known"
+            return "nobody knows whether the commit has happened"
         return "nothing was written"
 
     def _print(self, code: int, error: str | None) -> bool:
@@ -295,7 +305,7 @@ class _Load:
         try:
             print(text, flush=True)
         except OSError as failed:
-            # Python tries once more when it ends, and would complain.
+            # Python would try to write it again when it ends, and print an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(failed, BrokenPipeError):
                 _say(f"tenure load: the report cannot be printed: {failed.strerror}")

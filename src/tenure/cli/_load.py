@@ -1,4 +1,4 @@
-"""Doing what ``tenure load`` was asked for, in sync or async code as the URL asks."""
+"""The work of ``tenure load``, in sync or async code as the driver of the URL needs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sqlalchemy import event, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from tenure import Database, LoadReport, RoutingError, Session, SessionBulk
+from tenure.errors import said
 
-from ._mistake import Mistake, one_line
+from ._mistake import Mistake
 from ._model import tables_of
 from ._signals import Interrupts, Pipe
 
@@ -56,7 +57,7 @@ class Job:
         if self.source == "-" and sys.stdin is None:
             raise Mistake("standard input is closed")
         if self.source == "-":
-            # Its own descriptor: closing that leaves standard input alone.
+            # A copy of the descriptor: closing it does not close standard input.
             descriptor = os.dup(sys.stdin.fileno())
         elif path.is_file() or path.is_dir():
             yield path
@@ -122,7 +123,7 @@ class Job:
                 tables[0].metadata.create_all(connection)
             except SQLAlchemyError as error:
                 raise Mistake(
-                    f"the tables could not be created: {one_line(error)}"
+                    f"the tables could not be created: {said(error)}"
                 ) from error
             return
         there = inspect(connection)
@@ -140,11 +141,11 @@ class Job:
 
 
 def described(url: str) -> str:
-    """Name a database without password, and without options: one may be in them."""
+    """Name a database without its password and its options, which may be secret."""
     return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 def _unreachable(url: str, error: Exception) -> str:
     if isinstance(error, RoutingError):
         return str(error)
-    return f"cannot open {described(url)}: {one_line(error)}"
+    return f"cannot open {described(url)}: {said(error)}"

@@ -15,10 +15,11 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Mapper, configure_mappers
 
 from tenure import LoadError, entity_of
+from tenure.errors import said
 
-from ._mistake import Mistake, one_line
+from ._mistake import Mistake
 
-# Where code is that the user did not write.
+# Folders with code that the user did not write.
 _LIBRARIES = [
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")),
     *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
@@ -68,7 +69,7 @@ def imported(path: str) -> type[Any]:
 
 def _failure(module: str, error: BaseException) -> str:
     message = f"--into: importing {module} failed: {type(error).__name__}"
-    text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+    text = error.msg if isinstance(error, SyntaxError) else said(error)
     place = place_of(error)
     return f"{message}: {text}" + (f" ({place})" if place else "")
 

@@ -1,4 +1,4 @@
-"""A load's report as text: lines of at most the terminal's width, where they can be."""
+"""A load's report as text, no wider than the terminal where that is possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
         yield "dry run: nothing was written"
     elif report.resume is not None and report.kept:
         yield ""
-        yield f"all before line {report.resume:,} is kept; --start goes on there"
+        yield f"all before line {report.resume:,} is kept; continue with --start there"
 
 
 def _counts(report: LoadReport) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _seconds(report: LoadReport) -> Iterator[str]:
 
 def _rejects(report: LoadReport, path: str | None) -> Iterator[str]:
     yield "rejected"
-    # Of one batch those that the database refused come last.
+    # Within a batch, rows that the database refused come after those that are invalid.
     first = sorted(report.rejects, key=attrgetter("line"))[:MOST_REJECTS]
     for reject in first:
         field = f"{reject.field}: " if reject.field else ""
@@ -104,4 +104,4 @@ def _rejects(report: LoadReport, path: str | None) -> Iterator[str]:
     more = report.rejected - len(first)
     if more:
         yield f"  and {more:,} more"
-    yield f"  all are in {path}" if path else "  name a file for them with --rejects"
+    yield f"  all are in {path}" if path else "  write them to a file with --rejects"

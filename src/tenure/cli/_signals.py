@@ -17,10 +17,10 @@ class Interrupts:
     """
     What a signal does: it raises ``KeyboardInterrupt`` where the program is.
 
-    Inside an event loop it cancels the task instead. What is raised amid the work
-    of the loop or of an async driver leaves them waiting for what they lost; and
-    ``asyncio.run()`` does the same. Only a task that waits for a :class:`Pipe` gets
-    to no await, so there the error is raised.
+    Inside an event loop it cancels the task instead, as ``asyncio.run()`` does. An
+    error raised in the middle of the loop's or an async driver's own work would leave
+    it in a state that nobody planned for. A task that waits for a :class:`Pipe` waits
+    in a call, not at an ``await``, so there the error is raised.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Interrupts:
         Run *work* in an event loop.
 
         Raises:
-            KeyboardInterrupt: It was cut off by a signal.
+            KeyboardInterrupt: A signal has interrupted it.
         """
         try:
             # Only Python's own handler of SIGINT is replaced by this.
@@ -60,21 +60,21 @@ class Interrupts:
 
     def hold(self, *_: object) -> None:
         """
-        Put a signal off until :meth:`release`: a commit is on its way.
+        Put a signal off until :meth:`release`, while a commit is being sent.
 
-        Cut off in there, nobody could say whether it was one. A second signal is
-        not put off.
+        Interrupted there, nobody could say whether the commit has happened. A second
+        signal is not put off.
         """
         self._is_held = True
 
     def release(self) -> None:
-        """Do what was put off."""
+        """Interrupt now, if a signal was put off."""
         self._is_held = False
         if self._is_taken:
             self._interrupt()
 
     def over(self) -> None:
-        """Ignore signals from here on: what is left to do is brief, and cleans up."""
+        """Ignore signals from here on: only a short clean-up is left."""
         self._is_over = True
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -114,7 +114,7 @@ def interruptible() -> Iterator[Interrupts]:
 
 
 class Pipe(io.RawIOBase):
-    """A file that may let its reader wait for long."""
+    """A file whose reader may wait for a long time."""
 
     def __init__(self, file: io.RawIOBase, name: str, interrupts: Interrupts) -> None:
         self.name = name
