@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
-from asyncio import sleep, timeout
+from asyncio import sleep
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from ..errors import CommitOutcomeUnknownError, SessionError, said
+from .abandoned import watch_statements
+from .beside import ask, beside
 
 log = logging.getLogger("tenure")
 
@@ -87,7 +87,7 @@ class Commit:
         backend = engine.dialect.name
         xid = None
         if backend == "postgresql" and self._session._written:
-            xid = self._session._xids.get(engine) or _asked(driver, _XID)
+            xid = self._session._xids.get(engine) or ask(driver, _XID)
         was_open = backend == "sqlite" and _is_open(driver)
         try:
             commit(pooled)
@@ -151,7 +151,11 @@ _watched: WeakSet[Any] = WeakSet()
 
 
 def watch_commits(engine: Engine) -> None:
-    """Let *engine* tell the ``_commit`` of a session what becomes of its COMMITs."""
+    """
+    Let *engine* tell the ``_commit`` of a session what becomes of its COMMITs.
+
+    And end statements that are abandoned, if the caller has made it.
+    """
     # A bind need not be an engine: whatever looks like one is a bind as well.
     dialect: Any = engine.dialect
     if dialect in _watched or not isinstance(engine, Engine):
@@ -190,6 +194,7 @@ def watch_commits(engine: Engine) -> None:
     dialect.do_commit_twophase = do_commit_twophase
     if dialect.name != "sqlite":
         event.listen(engine, "handle_error", note_error)
+    watch_statements(engine)
 
 
 def _commit_of(session: Any) -> Commit:
@@ -276,7 +281,7 @@ def refuse_ended(connection: Connection, *, has_written: bool) -> None:
 def _refuses(driver: Any) -> bool:
     """Whether a connection of PostgreSQL is in a transaction that has failed."""
     try:
-        _asked(driver, "SELECT 1")
+        ask(driver, "SELECT 1")
     except Exception:  # noqa: BLE001  # the driver's own
         return True
     return False
@@ -285,17 +290,6 @@ def _refuses(driver: Any) -> bool:
 def _is_open(driver: Any) -> bool:
     """Whether a connection of SQLite is in a transaction."""
     return bool(getattr(driver, "driver_connection", driver).in_transaction)
-
-
-def _asked(driver: Any, statement: str) -> Any:
-    # By the driver's cursor: SQLAlchemy's events are for the caller's statements.
-    cursor = driver.cursor()
-    try:
-        cursor.execute(statement)
-        (found,) = cursor.fetchone()
-    finally:
-        cursor.close()
-    return found
 
 
 def _is_lost(engine: Engine, error: BaseException) -> bool:
@@ -318,47 +312,13 @@ def _status(engine: Engine, xid: str) -> str | None:
     does not answer, or has forgotten; or the transaction is still running.
     """
     deadline = time.monotonic() + DEADLINE
-    if in_greenlet():
-        while (left := deadline - time.monotonic()) > 0:
-            found = await_only(_within(left, engine, xid))
-            if found in ("committed", "aborted"):
-                return found
+    question = _STATUS.format(int(xid))
+    while (left := deadline - time.monotonic()) > 0:
+        found = beside(engine, lambda driver: str(ask(driver, question)), left)
+        if found in ("committed", "aborted"):
+            return found
+        if in_greenlet():
             await_only(sleep(_PAUSE))
-        return None
-    answer: list[str | None] = []
-
-    def ask() -> None:
-        while time.monotonic() < deadline:
-            found = _ask(engine, xid)
-            if found in ("committed", "aborted"):
-                answer.append(found)
-                return
+        else:
             time.sleep(_PAUSE)
-
-    # A server that does not answer keeps only this thread.
-    asking = threading.Thread(target=ask, name="tenure-commit", daemon=True)
-    asking.start()
-    asking.join(DEADLINE)
-    return answer[0] if answer else None
-
-
-async def _within(seconds: float, engine: Engine, xid: str) -> str | None:
-    with suppress(TimeoutError):
-        async with timeout(seconds):
-            return await greenlet_spawn(_ask, engine, xid)
     return None
-
-
-def _ask(engine: Engine, xid: str) -> str | None:
-    pool = engine.pool.recreate()
-    try:
-        connection = pool.connect()
-        try:
-            return str(_asked(connection, _STATUS.format(int(xid))))
-        finally:
-            connection.close()
-    except Exception:  # noqa: BLE001  # whatever it is, there is no answer
-        return None
-    finally:
-        with suppress(Exception):
-            pool.dispose()

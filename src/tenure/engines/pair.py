@@ -19,6 +19,7 @@ from sqlalchemy.pool import (
 from sqlalchemy.util import get_cls_kwargs
 
 from ..errors import RoutingError, nearest
+from .abandoned import watch_statements
 from .drivers import ASYNC_DRIVERS, dialect_of, driver_url, serves
 from .options import fit_options, joined
 from .pools import LoopPool, leave_to_parent
@@ -248,6 +249,7 @@ class Pair:
 
     def _prepare(self, engine: Engine, *, async_mode: bool) -> None:
         prepare(engine)
+        watch_statements(engine)
         url = self._target(async_mode=async_mode)
         if is_private_memory(url) or is_named_memory(url):
             self.memory.serve(engine, url)
