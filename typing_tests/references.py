@@ -21,6 +21,7 @@ from tenure import (
     Session,
     Spec,
     async_session_manager,
+    carry,
     gather,
     on_rollback,
     session_manager,
@@ -129,3 +130,14 @@ def callbacks_are_what_they_were(session: Session) -> None:
     assert_type(send(), int)
     assert_type(on_rollback(send), Callable[[], int])
     assert_type(session.explain(City), Choice)
+
+
+async def carried_functions_are_what_they_were() -> None:
+    def count(number: int) -> str:
+        return ""
+
+    async def ask(number: int) -> str:
+        return ""
+
+    assert_type(carry(count)(1), str)
+    assert_type(await carry(ask)(1), str)

@@ -34,6 +34,7 @@ from .routing import Choice, DatabaseRouter
 from .scopes import (
     OpenSession,
     async_session_manager,
+    carry,
     current_async_session,
     current_session,
     gather,
@@ -112,6 +113,7 @@ __all__ = [
     "async_scoped_session",
     "async_session_factory",
     "async_session_manager",
+    "carry",
     "context_scope",
     "current_async_session",
     "current_session",

@@ -18,6 +18,7 @@ from .scopes import (
     BUDGET,
     DatabaseOptions,
     LeakWatch,
+    OnMissing,
     Report,
     async_session_manager,
     open_sessions,
@@ -53,6 +54,8 @@ class Database:
         on_concurrent: As for :class:`Session`.
         on_joined: As for :class:`Session`.
         joined_timeout: As for :class:`Session`.
+        on_missing: ``"raise"``: a block makes a session only with ``new=True``, or with
+            ``on_missing="create"`` of its own; all others have to join one.
         twophase: Let all databases of a transaction promise to commit before one does.
         debug: Let :meth:`report` tell the stack that opened a session, which makes
             opening one slower.
@@ -74,6 +77,7 @@ class Database:
         on_concurrent: OnConcurrent = "raise",
         on_joined: OnJoined = "raise",
         joined_timeout: float = JOINED_TIMEOUT,
+        on_missing: OnMissing = "create",
         twophase: bool = False,
         debug: bool = False,
         leak_threshold: float | None = None,
@@ -83,6 +87,7 @@ class Database:
             checked_seconds("leak_threshold", leak_threshold)
         self.manager = DatabaseManager(databases, routers, **engine_options)
         self.manager.debug = debug
+        self.manager.on_missing = checked("on_missing", on_missing, OnMissing)
         self._session_options: dict[str, Any] = {"routing": self.manager}
         if on_concurrent != "raise":
             checked("on_concurrent", on_concurrent, OnConcurrent)

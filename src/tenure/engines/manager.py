@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
@@ -89,6 +89,9 @@ class DatabaseManager(Mapping[str, URL]):
 
     #: Whether blocks record the stack that opened them; :class:`Database` sets it.
     debug = False
+    #: What a block does without a current session, unless it says so itself: as
+    #: :class:`Database` was told.
+    on_missing: Literal["create", "raise"] = "create"
 
     # By identity, not by contents: two managers never share an engine.
     __eq__ = object.__eq__

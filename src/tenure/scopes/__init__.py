@@ -1,5 +1,6 @@
 """Blocks in which a session is current, and how they end."""
 
+from .carrying import carry
 from .current import (
     current_async_session,
     current_session,
@@ -10,7 +11,7 @@ from .current import (
 )
 from .gathering import gather
 from .managers import async_session_manager, session_manager
-from .options import DatabaseOptions
+from .options import DatabaseOptions, OnMissing
 from .reports import LeakWatch, OpenSession, Report, open_sessions
 from .retries import BUDGET, Retrying, retrying
 
@@ -18,10 +19,12 @@ __all__ = [
     "BUDGET",
     "DatabaseOptions",
     "LeakWatch",
+    "OnMissing",
     "OpenSession",
     "Report",
     "Retrying",
     "async_session_manager",
+    "carry",
     "current_async_session",
     "current_session",
     "gather",

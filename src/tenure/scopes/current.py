@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ..context import SESSION_CONTEXT, USING, is_async, living, restore
 from ..errors import RoutingError, SessionError
 from ..sessions import Callback
+from .carrying import missing
 
 if TYPE_CHECKING:
     from ..engines import DatabaseManager
@@ -26,7 +27,7 @@ def current_session() -> Session:
     """
     session: Any = living(SESSION_CONTEXT.get())
     if session is None:
-        raise SessionError("no session is current; open one with session_manager()")
+        raise missing("no session is current; open one with session_manager()")
     if is_async(session):
         raise SessionError(
             f"the current session is {type(session).__name__}; "
@@ -45,9 +46,7 @@ def current_async_session() -> AsyncSession:
     """
     session: Any = living(SESSION_CONTEXT.get())
     if session is None:
-        raise SessionError(
-            "no session is current; open one with async_session_manager()"
-        )
+        raise missing("no session is current; open one with async_session_manager()")
     if not is_async(session):
         raise SessionError(
             f"the current session is {type(session).__name__}; use current_session()"
@@ -98,7 +97,7 @@ def on_unknown(fn: C) -> C:
 def _current(method: str) -> Any:
     session: Any = living(SESSION_CONTEXT.get())
     if session is None:
-        raise SessionError(
+        raise missing(
             f"{method}() needs a current session; open one with session_manager() or "
             f"async_session_manager()"
         )

@@ -34,9 +34,10 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import SessionError, TenureError, wrap
 from ..sessions import Session
+from .decisions import Ending
 from .decorated import CoroutineFunction, Function, refuse, tried, wrong_with
 from .options import Options
-from .scope import Block, Ending, retire
+from .scope import Block, retire
 from .waiting import Waiting, closer, shielded
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class session_manager(Block):  # noqa: N801  # used like a function
         using: The factory to use; a current session made by another is not joined.
         auto_commit: Commit on success, if this block owns its session.
         new: Never join.
-        on_missing: ``"raise"`` where there is no session, instead of making one.
+        on_missing: ``"raise"`` where there is no session, instead of making one. The
+            default is that of the :class:`Database`: ``"create"``, unless it was told.
         savepoint: Run in a SAVEPOINT of the current session.
         role: ``"read"``: the block refuses to write, and the database is asked for
             a read-only transaction if the block owns its session. ``"write"``: all of
@@ -394,6 +396,10 @@ def translate(error: BaseException) -> None:
 
 # What inspect and editors show: the options, and not how a decorator is told apart.
 _init = signature(Block.__init__)
-_options = [p for p in _init.parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+_options = [
+    p.replace(default="create") if p.name == "on_missing" else p
+    for p in _init.parameters.values()
+    if p.kind is Parameter.KEYWORD_ONLY
+]
 for _class in (session_manager, async_session_manager):
     setattr(_class, "__signature__", _init.replace(parameters=_options))  # noqa: B010  # unknown to type checkers

@@ -1,8 +1,8 @@
 """
 Scopes: blocks in which one session is current.
 
-:func:`decide` says how a block gets its session, :func:`ending` how it ends; both are
-pure. The two kinds of blocks are in :mod:`tenure.scopes.managers`.
+How one gets its session and how it ends is decided in :mod:`tenure.scopes.decisions`.
+The two kinds of blocks are in :mod:`tenure.scopes.managers`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import update_wrapper
 from threading import get_ident
 from traceback import StackSummary, extract_stack
 from types import CodeType, FrameType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry
@@ -36,66 +36,13 @@ from ..context import (
 )
 from ..errors import SessionError
 from ..routing import Role
-from ..sessions import Session
+from ..sessions import Session, checked
+from .carrying import missing
+from .decisions import Ending, Entry, decide, ending
 from .joining import Joining
 from .options import Consistency, OnMissing
 from .outside import Outside
 from .retries import Retrying
-
-#: How a block gets its session.
-Entry = Literal["create", "join", "savepoint"]
-
-
-def decide(
-    current: bool, same_factory: bool, new: bool, on_missing: str, savepoint: bool
-) -> Entry:
-    """
-    Return how a block gets its session.
-
-    Args:
-        current: There is a session of the right kind.
-        same_factory: The block does not ask for one of another factory.
-
-    Raises:
-        SessionError: There is no session, and *on_missing* is ``"raise"``.
-    """
-    if current and not new and same_factory:
-        return "savepoint" if savepoint else "join"
-    if not current and not new and on_missing == "raise":
-        raise SessionError(
-            "no session is current and on_missing='raise'; open one around this "
-            "block with session_manager() or async_session_manager()"
-        )
-    return "create"
-
-
-#: How a block ends, once it is left. ``"discard"``: closing undoes what was not
-#: committed. ``"owe"``: that, but a joined block counted on a commit. ``"leave"``: the
-#: block that owns the session will end it. ``"lose"``: that block has ended before; what
-#: was written since cannot be kept.
-Ending = Literal["commit", "rollback", "discard", "owe", "leave", "lose"]
-
-
-def ending(
-    error: BaseException | None,
-    *,
-    owns: bool,
-    auto_commit: bool,
-    owner_ended: bool = False,
-    has_written: bool = False,
-    owes: bool = False,
-) -> Ending:
-    """Return how a block ends that left with *error*; *owes*: blocks count on a commit."""
-    if not owns and not owner_ended:
-        return "leave"
-    # A generator that nobody asks for more has not failed.
-    if error is not None and not (owes and isinstance(error, GeneratorExit)):
-        return "rollback"
-    if owns:
-        if auto_commit and error is None:
-            return "commit"
-        return "owe" if owes else "discard"
-    return "lose" if has_written else "discard"
 
 
 class Block(Joining):
@@ -129,15 +76,15 @@ class Block(Joining):
         using: Any = None,
         auto_commit: bool = False,
         new: bool = False,
-        on_missing: OnMissing = "create",
+        on_missing: OnMissing | None = None,
         savepoint: bool = False,
         role: Role | None = None,
         consistency: Consistency | None = None,
         expire: bool | None = None,
         retry: Retrying | int | None = None,
     ) -> None:
-        if on_missing not in ("create", "raise"):
-            raise SessionError(f"on_missing is 'create' or 'raise', not {on_missing!r}")
+        if on_missing is not None:
+            checked("on_missing", on_missing, OnMissing)
         if using is not None:
             self._check_factory(using)
         if role is not None and role not in ("read", "write"):
@@ -223,7 +170,7 @@ class Block(Joining):
                 self._refuse_kind(current)
             using = self.using
             joins = using is None or _factory_of(current) == using
-        how = self.how = (
+        how = (
             # In line: most blocks that join.
             "join"
             if joins and not self.savepoint
@@ -231,6 +178,9 @@ class Block(Joining):
                 current is not None, joins, self.new, self.on_missing, self.savepoint
             )
         )
+        if how is None:
+            raise missing(_MISSING)
+        self.how = how
         if how == "create":
             self._create(current, sys._getframe(2))
         else:
@@ -244,6 +194,12 @@ class Block(Joining):
             self.using = using = self._default()
         self.session = session = self._make(using)
         self._core = core = getattr(session, "sync_session", session)
+        manager = getattr(core, "routing", None)
+        if getattr(manager, "on_missing", "create") == "raise" and not (
+            outer is not None or self.new or self.on_missing is not None
+        ):
+            self.how = None
+            raise missing(_MISSING)
         before = getattr(session, "_tenure_scope", None)
         if before is not None and before.has_ended and isinstance(core, Session):
             # The factory gives the same one each time, as those of tests do.
@@ -260,7 +216,7 @@ class Block(Joining):
         loop = _get_running_loop()
         self.user = get_ident() if loop is None else current_task(loop) or loop
         self._note_line(frame)
-        if getattr(getattr(core, "routing", None), "debug", False):
+        if getattr(manager, "debug", False):
             self.stack = extract_stack(frame)
         SESSION_CONTEXT.set(session)
         bulk = SESSION_BULK_CONTEXT.get()
@@ -421,9 +377,13 @@ class Block(Joining):
         return Outside(self)
 
 
+_MISSING = (
+    "no session is current and on_missing='raise'; open one around this block, by a block "
+    "with new=True"
+)
 _ELSEWHERE = (
-    "; one is entered, but not in this context: a request, a task or a thread that was "
-    "not started inside of its block needs install()"
+    "; one is entered, but not in this context: a request or a task that was not started "
+    "inside of its block needs install(), a thread that was started there carry()"
 )
 # Packages between us and who opens the block, as a decorator does.
 _BETWEEN = (__package__, "")

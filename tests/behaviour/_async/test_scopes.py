@@ -208,6 +208,24 @@ class TestWhereFrom:
 
         assert ["a"] == await names(db)
 
+    async def test_missing_in_the_whole_program(self, db: Database) -> None:
+        """With a database that says so, blocks make a session only if they ask to."""
+        strict = Database(db.manager.urls["default"], on_missing="raise")
+        async with strict:
+            for options in ({}, {"using": strict.async_session}):
+                with pytest.raises(SessionError, match="new=True"):
+                    await async_session_manager(**options).__aenter__()
+            with pytest.raises(SessionError, match="on_missing='raise'"):
+                await strict.async_session_manager().__aenter__()
+            async with async_session_manager(on_missing="create"):
+                pass
+            async with async_session_manager(new=True, auto_commit=True) as outer:
+                async with strict.async_session_manager(auto_commit=True) as inner:
+                    inner.add(Thing(name="a"))
+                assert inner is outer
+
+        assert ["a"] == await names(db)
+
     async def test_new_needs_no_current(self, db: Database) -> None:
         """With new=True, on_missing has nothing to say."""
         async with async_session_manager(

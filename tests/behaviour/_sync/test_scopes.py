@@ -203,6 +203,24 @@ class TestWhereFrom:
 
         assert ["a"] == names(db)
 
+    def test_missing_in_the_whole_program(self, db: Database) -> None:
+        """With a database that says so, blocks make a session only if they ask to."""
+        strict = Database(db.manager.urls["default"], on_missing="raise")
+        with strict:
+            for options in ({}, {"using": strict.session}):
+                with pytest.raises(SessionError, match="new=True"):
+                    session_manager(**options).__enter__()
+            with pytest.raises(SessionError, match="on_missing='raise'"):
+                strict.session_manager().__enter__()
+            with session_manager(on_missing="create"):
+                pass
+            with session_manager(new=True, auto_commit=True) as outer:
+                with strict.session_manager(auto_commit=True) as inner:
+                    inner.add(Thing(name="a"))
+                assert inner is outer
+
+        assert ["a"] == names(db)
+
     def test_new_needs_no_current(self, db: Database) -> None:
         """With new=True, on_missing has nothing to say."""
         with session_manager(using=db.session, new=True, on_missing="raise") as session:
