@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import tenure
+
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "typing_tests").glob("*.py"))
 
 REVEALED = """
 from typing import Annotated
@@ -19,7 +22,8 @@ from typing import Annotated
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tenure import AsyncSession, Key, Ref, Session, Spec
+from tenure import AsyncSession, Database, Key, Ref, Session, Spec
+from tenure import async_session_manager, session_manager
 
 
 class Base(DeclarativeBase): ...
@@ -72,6 +76,10 @@ def wrong_code(payload: Payload, session: Session) -> None:
     session.bulk().resolve(strategy="bound")  # arg-type
     AsyncSession().bulk().flush(on_conflict="overwrite")  # unused-coroutine arg-type
     CityIn(code=1)  # arg-type
+    session_manager(auto_comit=True)  # call-overload
+    async_session_manager(using=3)  # call-overload
+    Database("sqlite://").session_manager(new="yes")  # arg-type
+    Database("sqlite://", on_missing="never")  # arg-type
 """
 
 
@@ -109,6 +117,23 @@ def test_references(checker: str, tmp_path: Path) -> None:
     done = check(checker, REVEALED, tmp_path)
 
     assert re.findall(r"# (.*)", REVEALED) == revealed(done.stdout)
+    assert 0 == done.returncode, done.stdout
+
+
+def test_all_names() -> None:
+    """Each public name is in the programs that both checkers read."""
+    pages = "".join(page.read_text() for page in PAGES)
+
+    assert [] == [
+        name for name in tenure.__all__ if not re.search(rf"\b{name}\b", pages)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pyright(page: Path, tmp_path: Path) -> None:
+    """Pyright finds what ``make types`` lets mypy find in them."""
+    done = check("pyright", page.read_text(), tmp_path)
+
     assert 0 == done.returncode, done.stdout
 
 

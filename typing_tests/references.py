@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, assert_type
 
+import sqlmodel
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from tenure import (
     AsyncSession,
@@ -20,10 +22,13 @@ from tenure import (
     Resource,
     Session,
     Spec,
+    async_session_factory,
     async_session_manager,
     carry,
     gather,
     on_rollback,
+    scoped_session,
+    session_factory,
     session_manager,
 )
 
@@ -113,6 +118,9 @@ def rows_are_of_the_class(session: Session) -> None:
         assert_type(bulk.validate(CityIn, {}), CityIn)
         assert_type(bulk.validate(list[CityIn], []), list[CityIn])
         assert_type(bulk.validate(TypeAdapter(CityIn | None), {}), CityIn | None)
+        assert_type(bulk.validate(CityIn | None, {}), CityIn | None)
+        assert_type(bulk.validate(dict[str, CityIn], {}), dict[str, CityIn])
+        assert_type(bulk.validate_json(list[CityIn] | None, ""), list[CityIn] | None)
 
 
 async def gathered(db: Database) -> None:
@@ -141,3 +149,56 @@ async def carried_functions_are_what_they_were() -> None:
 
     assert_type(carry(count)(1), str)
     assert_type(await carry(ask)(1), str)
+
+
+class MySession(Session):
+    def mine(self) -> int:
+        return 1
+
+
+class MyAsyncSession(AsyncSession):
+    async def mine(self) -> int:
+        return 1
+
+
+def factories_and_blocks_keep_the_class(db: Database) -> None:
+    factory = session_factory(routing=db.manager, class_=MySession)
+    assert_type(factory, sessionmaker[MySession])
+    assert_type(
+        session_factory(scoped=True, class_=MySession), scoped_session[MySession]
+    )
+    assert_type(session_factory(routing=db.manager), sessionmaker[Session])
+    with session_manager(using=factory, auto_commit=True) as session:
+        assert_type(session, MySession)
+        assert_type(session.mine(), int)
+    with session_manager(
+        using=session_factory(scoped=True, class_=MySession)
+    ) as session:
+        assert_type(session, MySession)
+    with session_manager(using=db.session) as plain:
+        assert_type(plain, Session)
+    with session_manager() as current:
+        assert_type(current, Session)
+
+
+async def async_factories_and_blocks_keep_the_class(db: Database) -> None:
+    factory = async_session_factory(routing=db.manager, class_=MyAsyncSession)
+    assert_type(factory, async_sessionmaker[MyAsyncSession])
+    async with async_session_manager(using=factory) as session:
+        assert_type(session, MyAsyncSession)
+        assert_type(await session.mine(), int)
+    async with async_session_manager(using=db.async_session) as plain:
+        assert_type(plain, AsyncSession)
+    async with async_session_manager() as current:
+        assert_type(current, AsyncSession)
+
+
+def sqlmodels_session_keeps_exec(db: Database) -> None:
+    class Mine(sqlmodel.Session, Session):  # pyright: ignore[reportIncompatibleMethodOverride]  # SQLModel's own
+        pass
+
+    with session_manager(
+        using=session_factory(routing=db.manager, class_=Mine)
+    ) as session:
+        statement = sqlmodel.select(City.code)
+        assert_type(session.exec(statement).one(), str)

@@ -16,9 +16,9 @@ from .engines import DatabaseManager, is_async_url
 from .routing import DEFAULT, Choice
 from .scopes import (
     BUDGET,
-    DatabaseOptions,
     LeakWatch,
     OnMissing,
+    Options,
     Report,
     async_session_manager,
     open_sessions,
@@ -131,13 +131,13 @@ class Database:
         shown = [f"{alias}={url.render_as_string()}" for alias, url in urls.items()]
         return f"<{type(self).__name__}: {', '.join(shown)}>"
 
-    def session_manager(self, **options: Unpack[DatabaseOptions]) -> session_manager:
+    def session_manager(self, **options: Unpack[Options]) -> session_manager[Session]:
         """Open a scope on this database; options as in :func:`session_manager`."""
         return session_manager(using=self.session, **options)
 
     def async_session_manager(
-        self, **options: Unpack[DatabaseOptions]
-    ) -> async_session_manager:
+        self, **options: Unpack[Options]
+    ) -> async_session_manager[AsyncSession]:
         """Async :meth:`session_manager`."""
         return async_session_manager(using=self.async_session, **options)
 

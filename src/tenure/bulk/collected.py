@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from weakref import WeakSet
 
 from pydantic import BaseModel, TypeAdapter
@@ -41,6 +41,9 @@ from ..references import (
 from .bound import is_to_write, take_back
 from .save import check
 from .value import Value, reference_to
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 Scope = Literal["all", "references", "values"]
@@ -149,7 +152,7 @@ class Holding:
                 self._take_in(instance)
 
     @overload
-    def validate(self, type_: type[T], data: Any) -> T: ...
+    def validate(self, type_: TypeForm[T], data: Any) -> T: ...
 
     @overload
     def validate(self, type_: TypeAdapter[T], data: Any) -> T: ...
@@ -173,7 +176,7 @@ class Holding:
         return self._validate(_adapter_of(type_).validate_python, data)
 
     @overload
-    def validate_json(self, type_: type[T], text: str | bytes) -> T: ...
+    def validate_json(self, type_: TypeForm[T], text: str | bytes) -> T: ...
 
     @overload
     def validate_json(self, type_: TypeAdapter[T], text: str | bytes) -> T: ...

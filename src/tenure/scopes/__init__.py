@@ -11,16 +11,16 @@ from .current import (
 )
 from .gathering import gather
 from .managers import async_session_manager, session_manager
-from .options import DatabaseOptions, OnMissing
+from .options import OnMissing, Options
 from .reports import LeakWatch, OpenSession, Report, open_sessions
 from .retries import BUDGET, Retrying, retrying
 
 __all__ = [
     "BUDGET",
-    "DatabaseOptions",
     "LeakWatch",
     "OnMissing",
     "OpenSession",
+    "Options",
     "Report",
     "Retrying",
     "async_session_manager",

@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
+    Generic,
     NoReturn,
     ParamSpec,
-    Self,
     TypeVar,
     Unpack,
     overload,
@@ -47,9 +47,11 @@ log = logging.getLogger("tenure")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S")
+A = TypeVar("A")
 
 
-class session_manager(Block):  # noqa: N801  # used like a function
+class session_manager(Block, Generic[S]):  # noqa: N801  # used like a function
     """
     A block with a session: the current one, or a new one that the block owns.
 
@@ -93,7 +95,14 @@ class session_manager(Block):  # noqa: N801  # used like a function
         def __new__(cls, function: Callable[P, T], /) -> Callable[P, T]: ...  # type: ignore[misc]  # a decorator without parentheses
 
         @overload
-        def __new__(cls, **options: Unpack[Options]) -> Self: ...
+        def __new__(
+            cls, *, using: Callable[..., S], **options: Unpack[Options]
+        ) -> session_manager[S]: ...
+
+        @overload
+        def __new__(
+            cls, *, using: None = None, **options: Unpack[Options]
+        ) -> session_manager[Session]: ...
 
         def __new__(cls, *args: Any, **options: Any) -> Any: ...
 
@@ -118,7 +127,7 @@ class session_manager(Block):  # noqa: N801  # used like a function
 
         return call if self.retry is None else tried(call, self)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> S:
         if self._open() == "savepoint":
             try:
                 self._transaction = self.session.begin_nested()
@@ -127,7 +136,7 @@ class session_manager(Block):  # noqa: N801  # used like a function
                 self._close()
                 translate(failed)
                 raise
-        session: Session = self.session
+        session: S = self.session
         return session
 
     def __exit__(
@@ -175,7 +184,7 @@ class session_manager(Block):  # noqa: N801  # used like a function
             )
 
 
-class async_session_manager(Block):  # noqa: N801  # used like a function
+class async_session_manager(Block, Generic[A]):  # noqa: N801  # used like a function
     """Async :class:`session_manager`."""
 
     kind = "async_session_manager"
@@ -191,7 +200,14 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
         ) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
         @overload
-        def __new__(cls, **options: Unpack[Options]) -> Self: ...
+        def __new__(
+            cls, *, using: Callable[..., A], **options: Unpack[Options]
+        ) -> async_session_manager[A]: ...
+
+        @overload
+        def __new__(
+            cls, *, using: None = None, **options: Unpack[Options]
+        ) -> async_session_manager[AsyncSession]: ...
 
         def __new__(cls, *args: Any, **options: Any) -> Any: ...
 
@@ -218,7 +234,7 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
 
         return call if self.retry is None else tried(call, self)
 
-    async def __aenter__(self) -> AsyncSession:
+    async def __aenter__(self) -> A:
         if self._open() == "savepoint":
             try:
                 self._transaction = await self.session.begin_nested()
@@ -227,7 +243,7 @@ class async_session_manager(Block):  # noqa: N801  # used like a function
                 self._close()
                 translate(failed)
                 raise
-        session: AsyncSession = self.session
+        session: A = self.session
         return session
 
     async def __aexit__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from ..routing import Role
 from .retries import Retrying
@@ -12,20 +12,14 @@ OnMissing = Literal["create", "raise"]
 Consistency = Literal["strong", "session", "bounded", "eventual"]
 
 
-class DatabaseOptions(TypedDict, total=False):
-    """The options of a block on a database, which has the factory."""
+class Options(TypedDict, total=False):
+    """The options of a block, without its factory; see :class:`session_manager`."""
 
     auto_commit: bool
     new: bool
-    on_missing: OnMissing
+    on_missing: OnMissing | None
     savepoint: bool
     role: Role | None
     consistency: Consistency | None
     expire: bool | None
     retry: Retrying | int | None
-
-
-class Options(DatabaseOptions, total=False):
-    """The options of a block; see :class:`session_manager`."""
-
-    using: Any

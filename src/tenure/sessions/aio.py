@@ -24,7 +24,7 @@ from ..engines import DatabaseManager
 from ..errors import SessionError
 from ..routing import Choice
 from .callbacks import Callback
-from .factories import ContextRegistry, OurMethods
+from .factories import ContextRegistry, OurMethods, check_ours
 from .session import Session
 
 if TYPE_CHECKING:
@@ -237,6 +237,30 @@ def async_session_factory(
     routing: DatabaseManager | None = None,
     scoped: Literal[False] = False,
     scopefunc: Callable[[], Any] = current_task,
+    *,
+    class_: type[A],
+    **kwargs: Any,
+) -> async_sessionmaker[A]: ...
+
+
+@overload
+def async_session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    *,
+    scoped: Literal[True],
+    scopefunc: Callable[[], Any] = current_task,
+    class_: type[A],
+    **kwargs: Any,
+) -> async_scoped_session[A]: ...
+
+
+@overload
+def async_session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    scoped: Literal[False] = False,
+    scopefunc: Callable[[], Any] = current_task,
     *args: Any,
     **kwargs: Any,
 ) -> async_sessionmaker[AsyncSession]: ...
@@ -271,7 +295,7 @@ def async_session_factory(
     scopefunc: Callable[[], Any] = current_task,
     *args: Any,
     **kwargs: Any,
-) -> AsyncSessionFactory:
+) -> async_sessionmaker[Any] | async_scoped_session[Any]:
     """
     Return a factory of async sessions, or an :class:`async_scoped_session` over it.
 
@@ -282,6 +306,7 @@ def async_session_factory(
             f"async_session_factory() takes keywords after 'scopefunc', not {args!r}"
         )
     if routing is not None:
+        check_ours(kwargs.get("class_", AsyncSession), AsyncSession)
         kwargs["routing"] = routing
     factory: async_sessionmaker[AsyncSession] = async_sessionmaker(
         bind, **{"class_": AsyncSession, **kwargs}

@@ -117,6 +117,23 @@ class CallsBack(_Session):
     async_mode: Any
     _innermost: Any
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """
+        Check the order of the bases.
+
+        Raises:
+            SessionError: What another class of sessions calls would not be ours.
+        """
+        super().__init_subclass__(**options)
+        order = cls.__mro__
+        for other in order[order.index(CallsBack) + 1 : -1]:
+            if issubclass(other, _Session) and other is not _Session:
+                raise SessionError(
+                    f"class {cls.__name__} names {other.__module__}.{other.__name__} after "
+                    f"tenure.Session, whose methods would be left out by those of the other "
+                    f"class; name tenure.Session last"
+                )
+
     def on_commit(self, fn: C) -> C:
         """
         Run *fn*, once, after the outermost transaction was committed.

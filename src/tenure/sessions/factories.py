@@ -151,6 +151,43 @@ class scoped_session(OurMethods, _scoped_session[S]):  # noqa: N801  # the name 
 SessionFactory = sessionmaker[Session] | scoped_session[Session]
 
 
+def check_ours(class_: Any, ours: type[Any]) -> None:
+    """
+    Check a class whose sessions are to know their databases.
+
+    Raises:
+        SessionError: It is none of *ours*, which would know them.
+    """
+    if isinstance(class_, type) and not issubclass(class_, ours):
+        name = class_.__name__
+        raise SessionError(
+            f"routing needs sessions of tenure, and {class_.__module__}.{name} is no class "
+            f"of them; derive one: class My{name}({name}, tenure.{ours.__name__})"
+        )
+
+
+@overload
+def session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    scoped: Literal[False] = False,
+    *,
+    class_: type[S],
+    **kwargs: Any,
+) -> sessionmaker[S]: ...
+
+
+@overload
+def session_factory(
+    bind: Any = None,
+    routing: DatabaseManager | None = None,
+    *,
+    scoped: Literal[True],
+    class_: type[S],
+    **kwargs: Any,
+) -> scoped_session[S]: ...
+
+
 @overload
 def session_factory(
     bind: Any = None,
@@ -187,7 +224,7 @@ def session_factory(
     scoped: bool = False,
     *args: Any,
     **kwargs: Any,
-) -> SessionFactory:
+) -> sessionmaker[Any] | scoped_session[Any]:
     """
     Return a factory of sessions, or a :class:`scoped_session` over it.
 
@@ -200,6 +237,7 @@ def session_factory(
         )
     scopefunc = kwargs.pop("scopefunc", None)
     if routing is not None:
+        check_ours(kwargs.get("class_", Session), Session)
         kwargs["routing"] = routing
     factory: sessionmaker[Session] = sessionmaker(bind, **{"class_": Session, **kwargs})
     return scoped_session(factory, scopefunc) if scoped else factory
