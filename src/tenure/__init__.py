@@ -32,7 +32,6 @@ from .errors import (
 )
 from .routing import Choice, DatabaseRouter
 from .scopes import (
-    OpenSession,
     async_session_manager,
     carry,
     current_async_session,
@@ -45,7 +44,13 @@ from .scopes import (
     session_manager,
     using,
 )
-from .sessions import Session, SessionFactory, scoped_session, session_factory
+from .sessions import (
+    OpenSession,
+    Session,
+    SessionFactory,
+    scoped_session,
+    session_factory,
+)
 
 if TYPE_CHECKING:
     from .bulk import (

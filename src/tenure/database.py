@@ -21,7 +21,6 @@ from .scopes import (
     Options,
     Report,
     async_session_manager,
-    open_sessions,
     session_manager,
     using,
 )
@@ -32,6 +31,7 @@ from .sessions import (
     Session,
     checked,
     checked_seconds,
+    open_sessions,
 )
 
 if TYPE_CHECKING:

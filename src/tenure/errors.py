@@ -365,6 +365,17 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     return wrapped
 
 
+def translate(error: BaseException) -> None:
+    """
+    Raise *error* as a :class:`DatabaseError`, if it is one of SQLAlchemy's.
+
+    Raises:
+        DatabaseError: It is, and none of ours yet.
+    """
+    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, TenureError):
+        raise wrap(error) from error
+
+
 # serialization_failure, deadlock_detected, lock_not_available.
 # Source: PostgreSQL, "PostgreSQL Error Codes".
 _TRANSIENT_STATES = {"40001", "40P01", "55P03"}

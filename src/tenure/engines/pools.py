@@ -118,7 +118,7 @@ class _OneLoopPool(HookedPool):
         creator: Any,
         options: dict[str, Any],
     ) -> None:
-        self._pools = pools
+        self.pools = pools
         self._loop = loop
         super().__init__(creator, **options)
         # Shared, not copied: a listener may be added at any time.
@@ -134,15 +134,15 @@ class _OneLoopPool(HookedPool):
 
     @property
     def invalid_before(self) -> float:
-        return self._pools.invalid_before
+        return self.pools.invalid_before
 
     @invalid_before.setter
     def invalid_before(self, time: float) -> None:
         # SQLAlchemy sets 0 in each new pool.
-        self._pools.invalid_before = max(time, self._pools.invalid_before)
+        self.pools.invalid_before = max(time, self.pools.invalid_before)
 
     def create_entry(self) -> ConnectionPoolEntry:
-        with self._pools.connecting(self._loop):
+        with self.pools.connecting(self._loop):
             entry = super().create_entry()
         self._entries.add(entry)
         return entry

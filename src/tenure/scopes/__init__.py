@@ -12,14 +12,13 @@ from .current import (
 from .gathering import gather
 from .managers import async_session_manager, session_manager
 from .options import OnMissing, Options
-from .reports import LeakWatch, OpenSession, Report, open_sessions
+from .reports import LeakWatch, Report
 from .retries import BUDGET, Retrying, retrying
 
 __all__ = [
     "BUDGET",
     "LeakWatch",
     "OnMissing",
-    "OpenSession",
     "Options",
     "Report",
     "Retrying",
@@ -31,7 +30,6 @@ __all__ = [
     "on_commit",
     "on_rollback",
     "on_unknown",
-    "open_sessions",
     "retrying",
     "session_manager",
     "using",

@@ -32,7 +32,7 @@ from typing import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from ..errors import SessionError, TenureError, wrap
+from ..errors import SessionError, translate
 from ..sessions import Session
 from .decisions import Ending
 from .decorated import CoroutineFunction, Function, refuse, tried, wrong_with
@@ -402,12 +402,6 @@ def attempt(step: Callable[[], None], doing: str, error: BaseException | None) -
 def _note(error: BaseException, doing: str, second: Exception) -> None:
     log.error("tenure: %s the session failed", doing, exc_info=second)
     error.add_note(f"{doing} the session failed as well: {second}")
-
-
-def translate(error: BaseException) -> None:
-    """Raise *error* as a :class:`DatabaseError`, if it is one of SQLAlchemy's."""
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, TenureError):
-        raise wrap(error) from error
 
 
 # What inspect and editors show: the options, and not how a decorator is told apart.

@@ -14,7 +14,9 @@ from .exclusive import (
     is_inside,
 )
 from .factories import SessionFactory, scoped_session, session_factory
+from .opened import OpenSession, open_sessions
 from .session import Session
+from .unloaded import explain_unloaded
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
         async_session_factory,
     )
 
+# Before the program configures its mappers.
+explain_unloaded()
+
 __all__ = [
     "JOINED_TIMEOUT",
     "AsyncSession",
@@ -32,6 +37,7 @@ __all__ = [
     "Callback",
     "OnConcurrent",
     "OnJoined",
+    "OpenSession",
     "Session",
     "SessionFactory",
     "Watch",
@@ -41,6 +47,7 @@ __all__ = [
     "checked_seconds",
     "current_user",
     "is_inside",
+    "open_sessions",
     "scoped_session",
     "session_factory",
 ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import warnings
 from asyncio import CancelledError, Task, current_task
 from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from weakref import WeakSet
 
 from sqlalchemy.ext.asyncio import AsyncSession as _AsyncSession
@@ -25,12 +26,14 @@ from ..errors import SessionError
 from ..routing import Choice
 from .callbacks import Callback
 from .factories import ContextRegistry, OurMethods, check_ours
+from .results import ours
 from .session import Session
 
 if TYPE_CHECKING:
     from ..bulk import AsyncSessionBulk
 
 C = TypeVar("C", bound=Callback)
+M = TypeVar("M", bound=Callable[..., Any])
 A = TypeVar("A", bound=_AsyncSession)
 
 
@@ -141,6 +144,20 @@ class AsyncSession(_AsyncSession):
     def bulk(self, *, proxy_reference: bool = True) -> AsyncSessionBulk:
         """Return a new bulk on this session, to be entered with ``async with``."""
         return bulks.AsyncSessionBulk(self, proxy_reference=proxy_reference)
+
+
+def _gives_ours(method: M) -> M:
+    """Wrap *method*, which gives a result: its errors are ours."""
+
+    @wraps(method)
+    async def call(self: AsyncSession, *args: Any, **kwargs: Any) -> Any:
+        return ours(await method(self, *args, **kwargs))
+
+    return cast(M, call)
+
+
+for _name in ("stream", "stream_scalars"):
+    setattr(AsyncSession, _name, _gives_ours(getattr(_AsyncSession, _name)))
 
 
 class _TaskRegistry(ScopedRegistry[A]):

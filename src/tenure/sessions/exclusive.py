@@ -30,6 +30,7 @@ from ..callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
 from ..engines import begin_commit, end_commit, end_reading
 from ..errors import ConcurrentUseError, SessionError, TenureError
 from ..statements import reads_plainly
+from .results import ours
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -201,6 +202,7 @@ def one_at_a_time(
         has_option: It has an execution option ``engine`` to see to.
     """
     doing = doing or method.__name__
+    gives_result = executes and doing != "scalar"
 
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,8 +233,10 @@ def one_at_a_time(
                 else:
                     self._note_statement(statement)
             result = method(self, *args, **kwargs)
-            if executes and kwargs and kwargs.get("execution_options"):
-                self._note_stream(result, me, kwargs["execution_options"])
+            if gives_result:
+                if kwargs and kwargs.get("execution_options"):
+                    self._note_stream(result, me, kwargs["execution_options"])
+                ours(result)
         except BaseException as error:
             if turn.get("user") == me:
                 self._give_turn(guard, doing, error)

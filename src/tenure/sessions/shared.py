@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Result
 from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
@@ -39,6 +40,7 @@ from .exclusive import (
     described,
     is_inside,
 )
+from .opened import name_holders
 from .watch import Past, Watch
 
 
@@ -86,6 +88,8 @@ class Shared(Writer, _Session):
 
     def _as_ours(self, error: SQLAlchemyError) -> DatabaseError:
         """Return an error of SQLAlchemy as a :class:`DatabaseError`."""
+        if isinstance(error, PoolTimeoutError):
+            name_holders(error)
         wrapped = wrap(error)
         cause = self._failed_flush
         if isinstance(error, PendingRollbackError) and cause is not None:
