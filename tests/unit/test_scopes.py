@@ -16,7 +16,7 @@ from tenure import (
     session_factory,
     session_manager,
 )
-from tenure.scopes.decisions import decide, ending
+from tenure.scopes.scope import decide, ending
 
 BOTH = (False, True)
 

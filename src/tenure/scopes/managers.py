@@ -34,10 +34,9 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ..errors import SessionError, translate
 from ..sessions import Session
-from .decisions import Ending
 from .decorated import CoroutineFunction, Function, refuse, tried, wrong_with
 from .options import Options
-from .scope import Block, retire
+from .scope import Block, Ending, retire
 from .waiting import Waiting, closer, shielded
 
 if TYPE_CHECKING:

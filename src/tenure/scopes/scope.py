@@ -1,8 +1,8 @@
 """
 Scopes: blocks in which one session is current.
 
-How one gets its session and how it ends is decided in :mod:`tenure.scopes.decisions`.
-The two kinds of blocks are in :mod:`tenure.scopes.managers`.
+:func:`decide` says how a block gets its session, :func:`ending` how it ends; both are
+pure. The two kinds of blocks are in :mod:`tenure.scopes.managers`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 import time
 from asyncio import _get_running_loop, current_task
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
 from threading import get_ident
 from traceback import StackSummary, extract_stack
 from types import CodeType, FrameType
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.util import ScopedRegistry
@@ -38,14 +38,67 @@ from ..errors import SessionError
 from ..routing import Role
 from ..sessions import Session, checked
 from .carrying import missing
-from .decisions import Ending, Entry, decide, ending
 from .joining import Joining
 from .options import Consistency, OnMissing
 from .outside import Outside
+from .registered import Registered
 from .retries import Retrying
 
+#: How a block gets its session.
+Entry = Literal["create", "join", "savepoint"]
 
-class Block(Joining):
+
+def decide(
+    current: bool,
+    same_factory: bool,
+    new: bool,
+    on_missing: str | None,
+    savepoint: bool,
+) -> Entry | None:
+    """
+    Return how a block gets its session; ``None``: it may not have one.
+
+    Args:
+        current: There is a session of the right kind.
+        same_factory: The block does not ask for one of another factory.
+    """
+    if current and not new and same_factory:
+        return "savepoint" if savepoint else "join"
+    if not current and not new and on_missing == "raise":
+        return None
+    return "create"
+
+
+#: How a block ends, once it is left. ``"discard"``: closing undoes what was not
+#: committed. ``"owe"``: that, but a joined block counted on a commit. ``"leave"``: the
+#: block that owns the session will end it. ``"lose"``: that block has ended before; what
+#: was written since cannot be kept.
+Ending = Literal["commit", "rollback", "discard", "owe", "leave", "lose"]
+
+
+def ending(
+    error: BaseException | None,
+    *,
+    owns: bool,
+    auto_commit: bool,
+    owner_ended: bool = False,
+    has_written: bool = False,
+    owes: bool = False,
+) -> Ending:
+    """Return how a block ends that left with *error*; *owes*: blocks count on a commit."""
+    if not owns and not owner_ended:
+        return "leave"
+    # A generator that nobody asks for more has not failed.
+    if error is not None and not (owes and isinstance(error, GeneratorExit)):
+        return "rollback"
+    if owns:
+        if auto_commit and error is None:
+            return "commit"
+        return "owe" if owes else "discard"
+    return "lose" if has_written else "discard"
+
+
+class Block(Registered, Joining):
     """What both drivers share: arguments, the decision, the context."""
 
     # Class-level defaults, as a block is made for every request.
@@ -62,11 +115,7 @@ class Block(Joining):
     retry: Retrying | int | None = None
     opened: float = 0.0  # by the monotonic clock
     _line: Line | tuple[CodeType, int] = UNKNOWN
-    _registry: Any = None
-    _key: Any = None
     _bulk: Any = None
-    # Sessions of other factories to close with the block.
-    _adopted: tuple[MutableMapping[Any, Any], ...] = ()
 
     def __init__(
         self,
@@ -270,11 +319,6 @@ class Block(Joining):
         )
 
     @property
-    def _has_keys(self) -> bool:
-        """Whether the registry is a mapping, not a thread's own variable."""
-        return hasattr(self._registry, "scopefunc")
-
-    @property
     def _may_wait(self) -> bool:
         """Whether the block waits for others that have joined its session."""
         return self.how == "create" and self._core._joined_timeout is not None
@@ -350,27 +394,6 @@ class Block(Joining):
             # It may have been left meanwhile.
             if bulk is not None and getattr(bulk, "is_entered", True):
                 restore(SESSION_BULK_CONTEXT, None, bulk)
-
-    def _unregister(self, session: Any) -> None:
-        registry = self._registry
-        if not self._has_keys:
-            # Of this thread; that of another cannot be reached.
-            if registry.has() and registry() is session:
-                registry.clear()
-        elif registry.registry.get(self._key) is session:
-            del registry.registry[self._key]
-
-    def adopt(self, registry: MutableMapping[Any, Any]) -> None:
-        """Close with this block the session that *registry* has for it."""
-        if not any(registry is adopted for adopted in self._adopted):
-            self._adopted = (*self._adopted, registry)
-
-    def _released(self) -> Iterator[Any]:
-        """Yield the sessions to close with this block; registries forget them."""
-        for registry in self._adopted:
-            session = registry.pop(self, None)
-            if session is not None:
-                yield session
 
     def outside(self) -> Outside:
         """Return a block in which callbacks run: around this one, if it is ending."""

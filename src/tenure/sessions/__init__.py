@@ -4,17 +4,10 @@ from typing import TYPE_CHECKING
 
 from .._lazy import lazy
 from .callbacks import Callback
-from .exclusive import (
-    JOINED_TIMEOUT,
-    OnConcurrent,
-    OnJoined,
-    checked,
-    checked_seconds,
-    current_user,
-    is_inside,
-)
+from .exclusive import current_user, is_inside
 from .factories import SessionFactory, scoped_session, session_factory
 from .opened import OpenSession, open_sessions
+from .options import JOINED_TIMEOUT, OnConcurrent, OnJoined, checked, checked_seconds
 from .session import Session
 from .unloaded import explain_unloaded
 from .watch import Watch

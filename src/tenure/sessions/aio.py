@@ -25,8 +25,8 @@ from ..engines import DatabaseManager
 from ..errors import SessionError
 from ..routing import Choice
 from .callbacks import Callback
+from .exclusive import ours
 from .factories import ContextRegistry, OurMethods, check_ours
-from .results import ours
 from .session import Session
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 """
-One user of a session at a time.
+One user of a session at a time, and errors that are ours.
 
 A session is in use while one of its methods that may talk to the database runs. Its
 user may enter again; another thread or task is refused, or waits. Only overlap counts:
@@ -7,18 +7,21 @@ a session may be used from many threads, one after the other.
 
 :func:`one_at_a_time` makes a method take turns. Its object has a :class:`Guard`, and
 says what happens when the turn is not free and after it ends: see :class:`Session`.
+Errors of SQLAlchemy leave the method, and the results that it gives, as a
+:class:`DatabaseError`.
 """
 
 from __future__ import annotations
 
 import threading
-from asyncio import AbstractEventLoop, Future, Task, _get_running_loop, current_task
+from asyncio import Future, Task, _get_running_loop, current_task
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction
 from threading import get_ident
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Select
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,60 +29,22 @@ from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..callers import UNKNOWN, Line, caller, line_of_task, line_of_thread
 from ..engines import begin_commit, end_commit, end_reading
-from ..errors import ConcurrentUseError, SessionError, TenureError
+from ..errors import ConcurrentUseError, TenureError, translate
 from ..statements import reads_plainly
-from .results import ours
+from .naming import User, concurrent_use
 
 M = TypeVar("M", bound=Callable[..., Any])
-
-OnConcurrent = Literal["raise", "serialize"]
-OnJoined = Literal["raise", "wait"]
-#: Seconds.
-JOINED_TIMEOUT = 30.0
+R = TypeVar("R")
 
 #: Methods that are always allowed: they end what others may be using.
 ENDING = frozenset({"rollback", "close", "reset", "invalidate"})
-#: A thread's ident; or a task, or outside of one the event loop.
-User = int | Task[Any] | AbstractEventLoop
 
 
 def current_user() -> User:
     """Return who is running: a task if there is one."""
     loop = _get_running_loop()
     return get_ident() if loop is None else current_task(loop) or loop
-
-
-def described(user: User | None) -> str:
-    """Return what *user* is called in messages, and the line it is running."""
-    line = _line(user)
-    return _who(user) if line is None else f"{_who(user)} (at {line})"
-
-
-def checked(name: str, value: Any, allowed: Any) -> Any:
-    """
-    Return *value*, one of the literals that *allowed* has.
-
-    Raises:
-        SessionError: It is none.
-    """
-    if value not in get_args(allowed):
-        choices = " or ".join(map(repr, get_args(allowed)))
-        raise SessionError(f"{name} is {choices}, not {value!r}")
-    return value
-
-
-def checked_seconds(name: str, value: Any) -> float:
-    """
-    Return *value*, a number of seconds; of more, and infinity, what a thread can wait.
-
-    Raises:
-        SessionError: It is not, or not more than 0.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-        return min(value, threading.TIMEOUT_MAX)
-    raise SessionError(f"{name} is a number of seconds, more than 0, not {value!r}")
 
 
 class Guard:
@@ -147,45 +112,12 @@ class Guard:
         return concurrent_use(doing, self.turn.get("user"), me)
 
 
-def concurrent_use(doing: str, first: User | None, me: User) -> ConcurrentUseError:
-    """Return the error for *me*, who wants to use what *first* is using."""
-    return ConcurrentUseError(
-        doing,
-        first=_who(first),
-        first_line=_line(first),
-        second=_who(me),
-        second_line=_known(caller()),
-    )
-
-
 _making = threading.Lock()
 
 
 def _done(waiter: Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _who(user: User | None) -> str:
-    if isinstance(user, Task):
-        return f"task {user.get_name()!r}"
-    if isinstance(user, int):
-        for thread in threading.enumerate():
-            if thread.ident == user:
-                return f"thread {thread.name!r}"
-        return f"thread {user}"
-    return "another user" if user is None else "an event loop's callback"
-
-
-def _line(user: User | None) -> Line | None:
-    if isinstance(user, Task):
-        return _known(line_of_task(user))
-    return _known(line_of_thread(user)) if isinstance(user, int) else None
-
-
-def _known(line: Line) -> Line | None:
-    # A task may run nothing but a method of ours: create_task(session.execute()).
-    return None if line is UNKNOWN else line
 
 
 def one_at_a_time(
@@ -252,6 +184,123 @@ def one_at_a_time(
         return result
 
     return cast(M, call)
+
+
+# Results: rows are read after the method has returned. A result becomes an instance of a
+# class derived from its own, made once, which differs in the methods that read rows.
+
+_READING = (
+    *("all", "fetchall", "fetchmany", "fetchone", "first", "one", "one_or_none"),
+    *("scalar", "scalar_one", "scalar_one_or_none", "__next__", "__anext__"),
+    *("columns", "freeze", "unique"),
+)
+_ITERATING = ("__iter__", "partitions")
+# They give another result of the same rows, or of more.
+_DERIVING = ("mappings", "merge", "scalars", "tuples")
+
+_classes: dict[type[Any], type[Any]] = {}
+
+
+def ours(result: R) -> R:
+    """Let errors of SQLAlchemy leave the methods of *result* as a ``DatabaseError``."""
+    cls = type(result)
+    result.__class__ = _classes.get(cls) or _derived(cls)
+    return result
+
+
+def _derived(cls: type[Any]) -> type[Any]:
+    methods: dict[str, Any] = {}
+    for names, change in (
+        (_READING, _translated),
+        (_ITERATING, _iterated),
+        (_DERIVING, lambda method: _translated(method, ours)),
+    ):
+        methods |= {
+            name: change(getattr(cls, name)) for name in names if hasattr(cls, name)
+        }
+    about = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__}
+    derived = type(cls.__name__, (cls,), methods | about)
+    # tuples() of a result is the result itself.
+    _classes[cls] = _classes[derived] = derived
+    return derived
+
+
+def _same(result: Any) -> Any:
+    return result
+
+
+def _translated(method: Any, then: Callable[[Any], Any] = _same) -> Any:
+    if iscoroutinefunction(method):
+
+        @wraps(method)
+        async def call_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await method(self, *args, **kwargs)
+            except SQLAlchemyError as error:
+                translate(error)
+                raise
+
+        return call_async
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return then(method(self, *args, **kwargs))
+        except SQLAlchemyError as error:
+            translate(error)
+            raise
+
+    return call
+
+
+def _iterated(method: Any) -> Any:
+    if isasyncgenfunction(method):
+
+        @wraps(method)
+        async def iterate_async(
+            self: Any, *args: Any, **kwargs: Any
+        ) -> AsyncIterator[Any]:
+            try:
+                async for each in method(self, *args, **kwargs):
+                    yield each
+            except SQLAlchemyError as error:
+                translate(error)
+                raise
+
+        return iterate_async
+
+    @wraps(method)
+    def iterate(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from method(self, *args, **kwargs)
+        except SQLAlchemyError as error:
+            translate(error)
+            raise
+
+    return iterate
+
+
+class Loader:
+    """
+    A loader of attributes, whose errors get a note.
+
+    Args:
+        load: SQLAlchemy's.
+        explain: Adds the note.
+    """
+
+    __slots__ = ("_explain", "_load")
+
+    def __init__(self, load: Callable[..., Any], explain: Callable[..., None]) -> None:
+        self._load = load
+        self._explain = explain
+
+    def __call__(self, state: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return self._load(state, *args, **options)
+        except SQLAlchemyError as error:
+            self._explain(error, state, *args)
+            raise
 
 
 class Transaction(SessionTransaction):

@@ -31,18 +31,9 @@ from ..engines import (
 from ..errors import RoutingError, SessionError
 from .binding import Binding
 from .callbacks import CallsBack, Outcome
-from .exclusive import (
-    ENDING,
-    JOINED_TIMEOUT,
-    Guard,
-    OnConcurrent,
-    OnJoined,
-    Transaction,
-    User,
-    checked,
-    checked_seconds,
-    one_at_a_time,
-)
+from .exclusive import ENDING, Guard, Transaction, one_at_a_time
+from .naming import User
+from .options import JOINED_TIMEOUT, OnConcurrent, OnJoined, checked, checked_seconds
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession

@@ -31,15 +31,8 @@ from .._private import is_read
 from ..callers import Line
 from ..engines import changes
 from ..errors import DatabaseError, PartialCommitError, SessionError, said, wrap
-from .exclusive import (
-    ENDING,
-    User,
-    Writer,
-    concurrent_use,
-    current_user,
-    described,
-    is_inside,
-)
+from .exclusive import ENDING, Writer, current_user, is_inside
+from .naming import User, concurrent_use, described
 from .opened import name_holders
 from .watch import Past, Watch
 

@@ -9,7 +9,8 @@ neither the attribute nor what to do, so they get a note.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -18,41 +19,32 @@ from sqlalchemy.exc import MissingGreenlet, SQLAlchemyError
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty
 from sqlalchemy.orm.exc import DetachedInstanceError
 
+from .exclusive import Loader
+
 # Mappers that are configured. Back references add to them later.
 _mappers: WeakSet[Mapper[Any]] = WeakSet()
 
 
-class _Loader:
-    """
-    A loader of attributes, whose errors get a note.
-
-    Args:
-        key: What it loads; ``None``: what is expired.
-    """
-
-    __slots__ = ("_key", "_load")
-
-    def __init__(self, load: Callable[..., Any], key: str | None) -> None:
-        self._load = load
-        self._key = key
-
-    def __call__(self, state: InstanceState[Any], *args: Any, **options: Any) -> Any:
-        try:
-            return self._load(state, *args, **options)
-        except SQLAlchemyError as error:
-            is_detached = isinstance(error, DetachedInstanceError)
-            # It may be inside of the error of a statement.
-            cause = getattr(error, "orig", None) or error
-            if is_detached or isinstance(cause, MissingGreenlet):
-                key = self._key or _read(args[0])
-                what = _what(state, key, is_expired=self._key is None)
-                error.add_note(_note(what, key, is_detached=is_detached))
-            raise
+def _explain(
+    key: str | None,
+    error: SQLAlchemyError,
+    state: InstanceState[Any],
+    asked: Any,
+    *_: Any,
+) -> None:
+    """Add a note to *error* of the loader of *key*; ``None``: of what is expired."""
+    is_detached = isinstance(error, DetachedInstanceError)
+    # It may be inside of the error of a statement.
+    cause = getattr(error, "orig", None) or error
+    if is_detached or isinstance(cause, MissingGreenlet):
+        name = key or _read(asked)
+        what = _what(state, name, is_expired=key is None)
+        error.add_note(_note(what, name, is_detached=is_detached))
 
 
 def _read(expired: Collection[str]) -> str:
     """Return which of the *expired* attributes is being read."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     # The attribute itself is a few calls further out.
     for _ in range(4):
         key = frame.f_locals.get("key")
@@ -93,22 +85,21 @@ def _note(what: tuple[str, str], key: str, *, is_detached: bool) -> str:
 def explain_unloaded() -> None:
     """Let the loaders of all mappers that are configured later explain their errors."""
     event.listen(Mapper, "mapper_configured", _configured)
-    event.listen(Mapper, "after_configured", _explain)
+    event.listen(Mapper, "after_configured", _watch_loaders)
 
 
 def _configured(mapper: Mapper[Any], class_: type[Any]) -> None:
     _mappers.add(mapper)
 
 
-def _explain() -> None:
+def _watch_loaders() -> None:
     for mapper in _mappers:
         manager: Any = mapper.class_manager
-        if not isinstance(manager.expired_attribute_loader, _Loader):
-            manager.expired_attribute_loader = _Loader(
-                manager.expired_attribute_loader, None
-            )
+        load = manager.expired_attribute_loader
+        if not isinstance(load, Loader):
+            manager.expired_attribute_loader = Loader(load, partial(_explain, None))
         for key, attribute in manager.items():
             impl = attribute.impl
             load = getattr(impl, "callable_", None)
-            if load is not None and not isinstance(load, _Loader):
-                impl.callable_ = _Loader(load, key)
+            if load is not None and not isinstance(load, Loader):
+                impl.callable_ = Loader(load, partial(_explain, key))

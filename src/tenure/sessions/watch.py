@@ -10,7 +10,8 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.orm import SessionTransaction
 
 from .._private import pending
-from .exclusive import User, Writer
+from .exclusive import Writer
+from .naming import User
 
 _NOTHING: dict[Any, dict[str, Any]] = {}
 
