@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Session as PlainSession
+from sqlalchemy.orm.exc import UnmappedInstanceError
 
 from tenure import (
     Database,
+    DatabaseError,
     SessionError,
+    Spec,
     async_session_manager,
     current_async_session,
     current_session,
@@ -114,3 +121,85 @@ def test_entered_elsewhere(db: Database) -> None:
         Context().run(enter)
     with db.session_manager():
         pass
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Port(Base):
+    __tablename__ = "port"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+
+
+class PortIn(Spec[Port]):
+    code: str
+
+
+class TestInstances:
+    """What a session takes are instances."""
+
+    def test_spec(self, db: Database) -> None:
+        spec = PortIn(code="a")
+        with db.session_manager() as session:
+            with pytest.raises(SessionError, match=r"not PortIn; use bulk\.add\(\)"):
+                session.add(spec)
+            with pytest.raises(SessionError, match=r"use bulk\.add\(\)"):
+                session.add_all([Port(code="b"), spec])
+            session.add(spec.to_resource())
+
+    def test_spec_async(self, db: Database) -> None:
+        async def main() -> None:
+            async with db.async_session_manager() as session:
+                with pytest.raises(SessionError, match=r"use bulk\.add\(\)"):
+                    session.add(PortIn(code="a"))
+            await db.adispose()
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("name", ["add", "expire", "expunge", "is_modified"])
+    def test_something_else(self, db: Database, name: str) -> None:
+        """SQLAlchemy's error, which is ours as well."""
+        with db.session_manager() as session:
+            with pytest.raises(DatabaseError) as caught:
+                getattr(session, name)(3)
+        assert isinstance(caught.value, UnmappedInstanceError)
+
+
+class TestTracebacks:
+    """They are no longer than SQLAlchemy's own."""
+
+    def printed(self, work: Callable[[], None]) -> list[str]:
+        with pytest.raises(IntegrityError) as caught:
+            work()
+        return traceback.format_exception(caught.value)
+
+    def test_commit(self, db: Database) -> None:
+        db.create_all(Base.metadata)
+        engine = db.manager.engines["default"]
+        pair = [{"code": "a"}, {"code": "a"}]
+
+        def plain() -> None:
+            with PlainSession(engine) as session:
+                session.add_all([Port(**each) for each in pair])
+                session.commit()
+
+        def ours() -> None:
+            with db.session_manager() as session:
+                session.add_all([Port(**each) for each in pair])
+                session.commit()
+
+        def block() -> None:
+            with db.session_manager(auto_commit=True) as session:
+                session.add_all([Port(**each) for each in pair])
+
+        limit = "".join(self.printed(plain)).count("\n")
+        for work in (ours, block):
+            lines = "".join(self.printed(work))
+            assert lines.count("\n") <= limit
+            # The caller's line, and what the driver and SQLAlchemy said.
+            assert f"in {work.__name__}" in lines
+            assert "sqlite3.IntegrityError: UNIQUE" in lines
+            assert "cursor.execute(statement, parameters)" in lines

@@ -32,6 +32,8 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import exc
@@ -359,10 +361,45 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
     wrapped.__dict__.update(error.__dict__)
     wrapped.args = error.args
     wrapped.original = error
+    error.__traceback__ = _shortened(error.__traceback__)
     # Lost before its COMMIT: what became of that one is told by other errors.
     if _is_transient(error) or getattr(error, "connection_invalidated", False):
         wrapped.retryable = True
     return wrapped
+
+
+# Between a caller and the database, these say nothing to the reader of a traceback.
+_OURS = str(Path(__file__).parent)
+_GENERATED = "<sqlalchemy generated"
+_MACHINERY = tuple(
+    str(Path("sqlalchemy", *parts))
+    for parts in (
+        ("orm", "state_changes.py"),
+        ("util", "deprecations.py"),
+        ("util", "langhelpers.py"),
+    )
+)
+
+
+def _shortened(traceback: TracebackType | None) -> TracebackType | None:
+    """
+    Return *traceback* without what only passes a call on.
+
+    The wrapped error is printed as well, with the caller's lines: together they are no
+    longer than what SQLAlchemy prints.
+    """
+    kept: list[TracebackType] = []
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not (file.startswith((_OURS, _GENERATED)) or file.endswith(_MACHINERY)):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    shortened: TracebackType | None = None
+    for each in reversed(kept):
+        shortened = TracebackType(
+            shortened, each.tb_frame, each.tb_lasti, each.tb_lineno
+        )
+    return shortened
 
 
 def translate(error: BaseException) -> None:

@@ -186,6 +186,29 @@ def one_at_a_time(
     return cast(M, call)
 
 
+def flushes_by_itself(method: M) -> M:
+    """Wrap *method*, which writes without a flush event, in the checks of a flush."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._begin_writing(method.__name__)
+        return method(self, *args, **kwargs)
+
+    return cast(M, call)
+
+
+def ends(method: M) -> M:
+    """Wrap *method*, which drops what was not committed: not what others wrote."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._watches:
+            self._refuse_to_end(method.__name__)
+        return method(self, *args, **kwargs)
+
+    return cast(M, call)
+
+
 # Results: rows are read after the method has returned. A result becomes an instance of a
 # class derived from its own, made once, which differs in the methods that read rows.
 

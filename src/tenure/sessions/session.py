@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as _Session
 from sqlalchemy.orm import SessionTransaction, close_all_sessions
 
@@ -31,7 +32,14 @@ from ..engines import (
 from ..errors import RoutingError, SessionError
 from .binding import Binding
 from .callbacks import CallsBack, Outcome
-from .exclusive import ENDING, Guard, Transaction, one_at_a_time
+from .exclusive import (
+    ENDING,
+    Guard,
+    Transaction,
+    ends,
+    flushes_by_itself,
+    one_at_a_time,
+)
 from .naming import User
 from .options import JOINED_TIMEOUT, OnConcurrent, OnJoined, checked, checked_seconds
 
@@ -294,31 +302,29 @@ class Session(Binding, CallsBack):
             close_all_sessions()
 
 
-def _flushes_by_itself(method: M) -> M:
-    """Wrap *method*, which writes without a flush event, in the checks of a flush."""
+def _takes(method: M) -> M:
+    """Wrap *method*, which takes an instance: errors are ours, and a Spec has a hint."""
 
     @wraps(method)
-    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        self._begin_writing(method.__name__)
-        return method(self, *args, **kwargs)
+    def call(self: Session, instance: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, instance, *args, **kwargs)
+        except SQLAlchemyError as error:
+            if hasattr(instance, "to_resource"):
+                raise SessionError(
+                    f"session.{method.__name__}() takes an instance of a mapped class, not "
+                    f"{type(instance).__name__}; use bulk.add(), or "
+                    f"session.{method.__name__}(….to_resource())"
+                ) from error
+            raise self._as_ours(error) from error
 
     return cast(M, call)
 
 
-def _ends(method: M) -> M:
-    """Wrap *method*, which drops what was not committed: not what others wrote."""
-
-    @wraps(method)
-    def call(self: Session, *args: Any, **kwargs: Any) -> Any:
-        if self._watches:
-            self._refuse_to_end(method.__name__)
-        return method(self, *args, **kwargs)
-
-    return cast(M, call)
-
-
+for _name in ("add", "expire", "expunge", "is_modified"):
+    setattr(Session, _name, _takes(getattr(_Session, _name)))
 for _name in ("rollback", "reset", "invalidate"):
-    setattr(Session, _name, _ends(getattr(_Session, _name)))
+    setattr(Session, _name, ends(getattr(_Session, _name)))
 for _name in ("execute", "scalar", "scalars"):
     _method = one_at_a_time(getattr(_Session, _name), executes=True, has_option=True)
     setattr(Session, _name, _method)
@@ -343,7 +349,7 @@ for _name in (
     if hasattr(Session, _name):
         setattr(Session, _name, one_at_a_time(getattr(Session, _name)))
 for _name in ("bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings"):
-    _method = _flushes_by_itself(getattr(_Session, _name))
+    _method = flushes_by_itself(getattr(_Session, _name))
     setattr(Session, _name, one_at_a_time(_method))
 Session._close_now = one_at_a_time(Session._close_now, "close")  # type: ignore[method-assign]  # as those above
 Session._in_turn = one_at_a_time(Session._in_turn, "bulk")  # type: ignore[method-assign]  # as those above
