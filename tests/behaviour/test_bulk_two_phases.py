@@ -12,6 +12,7 @@ from sqlalchemy import String, delete, event, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenure import CommitOutcomeUnknownError, Database, Session, Spec
+from tenure.engines import commits
 from tests.fixtures.databases import Databases
 from tools.servers import PostgreSQL, ServerUnavailable
 
@@ -141,8 +142,9 @@ def test_prepared(session: Session, ending: str) -> None:
     assert (written if ending == "commit" else [("a", 0)]) == stored(session)
 
 
-def test_killed_between_prepare_and_commit(db: Database) -> None:
-    """Nobody knows then; what was promised can be committed by hand."""
+@contextmanager
+def killed(db: Database) -> Iterator[list[str]]:
+    """Kill the connection between prepare and commit; give what callbacks have run."""
     if db.manager.urls["default"].get_backend_name() != "postgresql":
         pytest.skip("MariaDB rolls back what is prepared when its connection is lost")
     engine = db.manager.engines["default"]
@@ -158,18 +160,70 @@ def test_killed_between_prepare_and_commit(db: Database) -> None:
         session.execute(delete(Thing))
     event.listen(engine, "commit_twophase", kill)
     try:
-        with (
-            pytest.raises(CommitOutcomeUnknownError, match="by hand") as caught,
-            Session(engine, twophase=True) as session,
-        ):
-            session.on_commit(lambda: ran.append("commit"))
-            session.on_rollback(lambda: ran.append("rollback"))
-            session.on_unknown(lambda: ran.append("unknown"))
-            session.add(Thing(code="promised", amount=1))
-            session.commit()
+        yield ran
     finally:
         event.remove(engine, "commit_twophase", kill)
 
+
+def promise(db: Database, ran: list[str]) -> None:
+    with Session(db.manager.engines["default"], twophase=True) as session:
+        session.on_commit(lambda: ran.append("commit"))
+        session.on_rollback(lambda: ran.append("rollback"))
+        session.on_unknown(lambda: ran.append("unknown"))
+        session.add(Thing(code="promised", amount=1))
+        session.commit()
+
+
+def test_killed_between_prepare_and_commit(db: Database) -> None:
+    """What was promised is committed by another connection."""
+    with killed(db) as ran:
+        promise(db, ran)
+
+    assert ["commit"] == ran
+    with db.session_manager() as session:
+        assert 0 == session.scalar(text(LEFT["postgresql"]))
+        assert [("promised", 1)] == stored(session)
+
+
+@pytest.mark.anyio
+async def test_killed_in_async_code(db: Database) -> None:
+    """As :func:`test_killed_between_prepare_and_commit`."""
+    url = db.manager.urls["default"]
+    async with Database(url, twophase=True) as both:
+        if url.get_backend_name() != "postgresql":
+            pytest.skip("MariaDB rolls back what is prepared")
+        engine = both.manager.async_engines["default"].sync_engine
+
+        def kill(connection: Any, xid: Any, is_prepared: bool) -> None:  # an event's
+            pid = connection.connection.driver_connection.info.backend_pid
+            with db.session_manager(new=True) as beside:
+                beside.execute(text(f"SELECT pg_terminate_backend({pid})"))
+
+        ran: list[str] = []
+        with db.session_manager(auto_commit=True) as session:
+            session.execute(delete(Thing))
+        event.listen(engine, "commit_twophase", kill)
+        async with both.async_session_manager(auto_commit=True) as asynchronous:
+            asynchronous.on_commit(lambda: ran.append("commit"))
+            asynchronous.add(Thing(code="promised", amount=1))
+        assert ["commit"] == ran
+    with db.session_manager() as session:
+        assert [("promised", 1)] == stored(session)
+
+
+def test_killed_and_nobody_answers(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows then; what was promised can be committed by hand."""
+    monkeypatch.setattr(commits, "DEADLINE", 0.05)
+    monkeypatch.setattr(commits, "beside", lambda *_: None)
+    with (
+        killed(db) as ran,
+        pytest.raises(CommitOutcomeUnknownError, match="by hand") as caught,
+    ):
+        promise(db, ran)
+
+    engine = db.manager.engines["default"]
     with psycopg.connect(
         engine.url.set(drivername="postgresql").render_as_string(hide_password=False),
         autocommit=True,

@@ -17,11 +17,12 @@ import time
 from asyncio import sleep
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -30,6 +31,8 @@ from .abandoned import watch_statements
 from .beside import ask, beside
 
 log = logging.getLogger("tenure")
+
+T = TypeVar("T")
 
 #: Seconds after which a server that does not answer is given up.
 DEADLINE = 5.0
@@ -41,6 +44,7 @@ _BEGIN = b"BEGIN; SELECT pg_current_xact_id()"
 # Isolation level, read-only, deferrable: those of the server.
 _DEFAULTS = (None, None, None)
 _XID = "SELECT CAST(pg_current_xact_id_if_assigned() AS text)"
+_PREPARED = "SELECT count(*) FROM pg_prepared_xacts WHERE gid = '{}'"
 _STATUS = "SELECT pg_xact_status(CAST('{}' AS xid8))"
 # Class 08: connection exceptions. 57P01 to 57P05: the server ends the connection.
 # Source: PostgreSQL, "PostgreSQL Error Codes".
@@ -181,8 +185,22 @@ def watch_commits(engine: Engine) -> None:
         except BaseException as error:
             if session is None:
                 raise
+            engine = connection.engine
+            # All have promised, so it may be committed still.
+            commit = partial(_commit_prepared, engine.dialect, xid)
+            # It comes from a statement, as SQLAlchemy has them.
+            original = getattr(error, "orig", None) or error
+            if _is_lost(engine, original) and _answer(engine, commit, bool):
+                connection.invalidate(error)
+                if not isinstance(error, Exception):
+                    raise
+                log.warning(
+                    "tenure: a prepared transaction was committed by another "
+                    "connection: %s",
+                    said(error),
+                )
+                return
             _commit_of(session).is_unknown = True
-            # All have promised, so that it may be committed still, by hand.
             raise CommitOutcomeUnknownError(
                 f"the commit of the prepared transaction {xid!r} in "
                 f"{connection.engine.url.render_as_string()} failed ({said(error)}); if it "
@@ -311,14 +329,55 @@ def _status(engine: Engine, xid: str) -> str | None:
     On a connection that is not one of the pool: those may be lost as well. ``None``: it
     does not answer, or has forgotten; or the transaction is still running.
     """
-    deadline = time.monotonic() + DEADLINE
     question = _STATUS.format(int(xid))
+    return _answer(
+        engine,
+        lambda pooled: str(ask(pooled, question)),
+        lambda status: status in ("committed", "aborted"),
+    )
+
+
+def _answer(
+    engine: Engine, work: Callable[[Any], T], is_answer: Callable[[T], bool]
+) -> T | None:
+    """Do *work* beside the pool until it gives an answer; ``None``: not in time."""
+    deadline = time.monotonic() + DEADLINE
     while (left := deadline - time.monotonic()) > 0:
-        found = beside(engine, lambda driver: str(ask(driver, question)), left)
-        if found in ("committed", "aborted"):
+        found = beside(engine, work, left)
+        if found is not None and is_answer(found):
             return found
         if in_greenlet():
             await_only(sleep(_PAUSE))
         else:
             time.sleep(_PAUSE)
     return None
+
+
+def _commit_prepared(dialect: Dialect, xid: str, pooled: Any) -> bool:
+    """
+    Commit a prepared transaction whose own connection is lost.
+
+    Return whether it is committed, by now. PostgreSQL keeps it until it is. MariaDB may
+    roll it back with its connection, so one that is not there any more says nothing.
+    """
+    driver = pooled.dbapi_connection
+    quoted = str(xid).replace("'", "''")
+    if dialect.name == "postgresql":
+        # Neither can be part of a transaction.
+        dialect.set_isolation_level(driver, "AUTOCOMMIT")
+        if ask(driver, _PREPARED.format(quoted)):
+            _send(driver, f"COMMIT PREPARED '{quoted}'")
+        return True
+    cursor = driver.cursor()
+    cursor.execute("XA RECOVER")
+    is_there = any(row[-1] in (xid, str(xid).encode()) for row in cursor.fetchall())
+    cursor.close()
+    if is_there:
+        _send(driver, f"XA COMMIT '{quoted}'")
+    return is_there
+
+
+def _send(driver: Any, statement: str) -> None:
+    cursor = driver.cursor()
+    cursor.execute(statement)
+    cursor.close()
