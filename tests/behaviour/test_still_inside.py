@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -350,3 +353,71 @@ class TestThreads:
 def test_options(url: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SessionError, match=message):
         Database(url, **options)
+
+
+GREENLETS = """
+from gevent import monkey, spawn
+
+monkey.patch_all()
+
+import sys
+from contextvars import copy_context
+
+from gevent.event import Event
+from sqlalchemy import text
+
+from tenure import Database, SessionError, session_manager
+
+entered, release = Event(), Event()
+
+
+def inside():
+    with session_manager(auto_commit=True) as session:
+        session.execute(text("INSERT INTO t VALUES (1)"))
+        entered.set()
+        release.wait()
+
+
+def enter():
+    session_manager().__enter__()
+
+
+def count():
+    with session_manager() as session:
+        return session.scalar(text("SELECT count(*) FROM t"))
+
+
+with Database(sys.argv[1]):
+    with session_manager(auto_commit=True) as session:
+        session.execute(text("CREATE TABLE t (a INT)"))
+    try:
+        with session_manager(auto_commit=True):
+            greenlet = spawn(copy_context().run, inside)
+            entered.wait()
+    except SessionError as error:
+        assert "was still in a block" in str(error), error
+    else:
+        raise AssertionError("committed under a greenlet")
+    release.set()
+    greenlet.join()
+    assert greenlet.exception is None, greenlet.exception
+    assert count() == 0
+    # One that is done is nobody's.
+    with session_manager(auto_commit=True) as session:
+        spawn(copy_context().run, enter).join()
+        session.execute(text("INSERT INTO t VALUES (1)"))
+    assert count() == 1
+"""
+
+
+@pytest.mark.sqlite
+def test_greenlets(tmp_path: Path) -> None:
+    """Gevent's threads are users like others."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GREENLETS, f"sqlite:///{tmp_path}/a.db"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)

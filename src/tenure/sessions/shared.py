@@ -10,6 +10,7 @@ thread is still inside.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -353,7 +354,19 @@ def is_running(user: User | None) -> bool:
         return not user.done()
     if isinstance(user, int):
         # Threads that the threading module has not started are only in the frames.
-        return user in sys._current_frames() or any(
-            thread.ident == user for thread in threading.enumerate()
+        return (
+            user in sys._current_frames()
+            or any(thread.ident == user for thread in threading.enumerate())
+            or ("gevent" in sys.modules and _is_greenlet(user))
         )
     return False
+
+
+def _is_greenlet(user: int) -> bool:
+    """Whether *user* is the id of a greenlet, gevent's threads, that is not done."""
+    # Asked only of somebody who is still inside of a block, when its owner ends.
+    greenlet = sys.modules["greenlet"].greenlet
+    return any(
+        id(each) == user and isinstance(each, greenlet) and not each.dead
+        for each in gc.get_objects()
+    )
