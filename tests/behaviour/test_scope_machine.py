@@ -13,9 +13,10 @@ import gc
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from threading import Event as ThreadEvent
 from threading import Thread
 from typing import Any
 
@@ -38,6 +39,7 @@ from tenure import (
     APP_CONTEXT,
     SESSION_BULK_CONTEXT,
     SESSION_CONTEXT,
+    CommitOutcomeUnknownError,
     ConcurrentUseError,
     Database,
     DatabaseError,
@@ -52,6 +54,7 @@ from tenure import (
 )
 from tests.fixtures.interruptions import Interruptions
 from tests.fixtures.pools import Pools
+from tests.fixtures.proxies import Proxy, When
 from tests.fixtures.things import Base, Part, Thing
 
 #: A row that is there before each run, and refuses another of its name.
@@ -318,6 +321,33 @@ class Sync:
             event.remove(self.engine, "before_cursor_execute", meanwhile)
         return results
 
+    @contextmanager
+    def joiner(self, name: str | None) -> Iterator[list[BaseException]]:
+        """Keep a block of another thread open, which writes *name*, if it is one."""
+        entered, release = ThreadEvent(), ThreadEvent()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with session_manager() as session:
+                    if name is not None:
+                        session.execute(insert(Thing).values(name=name))
+                    entered.set()
+                    release.wait()
+            except BaseException as error:  # noqa: BLE001  # looked at by who asks
+                errors.append(error)
+            finally:
+                entered.set()
+
+        thread = Thread(target=copy_context().run, args=(work,))
+        thread.start()
+        entered.wait()
+        try:
+            yield errors
+        finally:
+            release.set()
+            thread.join()
+
 
 class Async:
     """The async face: a step runs in a greenlet of a task of its own."""
@@ -365,6 +395,32 @@ class Async:
             asyncio.gather(use(), use(), return_exceptions=True)
         )
         return results
+
+    @contextmanager
+    def joiner(self, name: str | None) -> Iterator[list[BaseException]]:
+        """Keep a block of another task open, which writes *name*, if it is one."""
+        entered, release = asyncio.Event(), asyncio.Event()
+        errors: list[BaseException] = []
+
+        async def work() -> None:
+            try:
+                async with async_session_manager() as session:
+                    if name is not None:
+                        await session.execute(insert(Thing).values(name=name))
+                    entered.set()
+                    await release.wait()
+            except BaseException as error:  # noqa: BLE001  # looked at by who asks
+                errors.append(error)
+            finally:
+                entered.set()
+
+        task = asyncio.get_running_loop().create_task(work())
+        await_only(entered.wait())
+        try:
+            yield errors
+        finally:
+            release.set()
+            await_only(asyncio.wait([task]))
 
 
 class Eye:
@@ -416,10 +472,14 @@ class Machine(RuleBasedStateMachine):
     """Each rule does one thing to the sessions and the same to the model."""
 
     def __init__(
-        self, make: Callable[[], Sync | Async], eye: Eye, pools: Pools
+        self,
+        make: Callable[[], Sync | Async],
+        eye: Eye,
+        pools: Pools,
+        proxy: Proxy | None,
     ) -> None:
         super().__init__()
-        self.face, self.eye, self.pools = make(), eye, pools
+        self.face, self.eye, self.pools, self.proxy = make(), eye, pools, proxy
         eye.reset()
         # Of a run that has failed.
         pools.out.clear()
@@ -1033,6 +1093,72 @@ class Machine(RuleBasedStateMachine):
             error = Boom()
         self.popped(error)
 
+    # Others inside, and lost answers
+
+    @precondition(
+        lambda self: (
+            self.is_open() and self.stack[-1].how == "create" and self.may_write()
+        )
+    )
+    @rule(writes=st.booleans())
+    def leave_behind(self, writes: bool) -> None:
+        """The owner ends while another user is in a block that has joined."""
+        block = self.stack[-1]
+        work = block.work
+        name = None
+        if writes and not (work.readers or work.is_broken):
+            name = self.new_name()
+
+        def step() -> None:
+            self.stack.pop()
+            with self.face.joiner(name) as errors:
+                assert [] == errors, repr(errors)
+                error = self.attempt(
+                    lambda: self.face.leave(block.manager, None, None, None)
+                )
+            # All of it is rolled back, so nothing is left to be lost by the other.
+            assert [] == errors, repr(errors)
+            assert isinstance(error, SessionError), repr(error)
+            assert "was still in a block" in str(error)
+            self.called(work.end("rollback"))
+            work.blocks.remove(block)
+
+        self.do(step)
+
+    def may_lose(self) -> bool:
+        """Whether a COMMIT would be sent, and nothing but its answer could be wrong."""
+        return (
+            self.proxy is not None
+            and self.is_usable()
+            and all(block.how == "create" for block in self.work.blocks)
+            and not (self.work.readers or any(self.work.failed))
+            and not any(layer.is_poisoned for layer in self.work.layers)
+        )
+
+    @precondition(lambda self: self.may_lose())
+    @rule(when=st.sampled_from(["before", "after"]))
+    def lose_answer(self, when: When) -> None:
+        """The connection is cut before a COMMIT arrives, or before its answer does."""
+        self.execute()
+        proxy = self.proxy
+        assert proxy is not None
+
+        def step() -> None:
+            work = self.work
+            proxy.cut(when)
+            error = self.attempt(self.session.commit)
+            if when == "after":
+                expected = self.called(self.kept(work))
+                assert (expected or type(None)) is type(error), repr(error)
+                return
+            assert isinstance(error, DatabaseError), repr(error)
+            assert not isinstance(error, CommitOutcomeUnknownError)
+            forget(error)
+            self.attempt(self.session.rollback)
+            self.called(work.end("rollback"))
+
+        self.do(step)
+
     # Interruptions
 
     @precondition(lambda self: self.is_usable() and self.may_write())
@@ -1127,7 +1253,8 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "tenure")
 
 
-def check(make: Callable[[], Sync | Async], eye: Eye, pools: Pools) -> None:
+def check(make: Callable[[str], Sync | Async], url: str, pools: Pools) -> None:
+    eye = Eye(url)
     few = not eye.is_sqlite
     profile = settings(
         max_examples=30 if few else 150,
@@ -1136,17 +1263,32 @@ def check(make: Callable[[], Sync | Async], eye: Eye, pools: Pools) -> None:
         print_blob=True,
         suppress_health_check=[*HealthCheck],
     )
-    try:
-        run_state_machine_as_test(lambda: Machine(make, eye, pools), settings=profile)
-    finally:
-        eye.connection.close()
+    with ExitStack() as stack:
+        stack.callback(eye.connection.close)
+        proxy = None
+        made = make_url(url)
+        if made.host is not None and made.port is not None:
+            proxy = stack.enter_context(Proxy(made.host, made.port))
+            made = made.set(host="127.0.0.1", port=proxy.port)
+        through = made.render_as_string(hide_password=False)
+        run_state_machine_as_test(
+            lambda: Machine(lambda: make(through), eye, pools, proxy), settings=profile
+        )
 
 
+# A connection that was cut is not closed by its driver.
+cuts = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@cuts
 def test_sync(url: str, pools: Pools) -> None:
     """Whatever blocks do, what is kept is what the model says, and all is given back."""
-    check(lambda: Sync(url), Eye(url), pools)
+    check(Sync, url, pools)
 
 
+@cuts
 def test_async(async_url: str, pools: Pools) -> None:
     """The same, with cancellations and functions that run at once."""
-    check(lambda: Async(async_url), Eye(async_url), pools)
+    check(Async, async_url, pools)
