@@ -9,6 +9,7 @@ the statement may still be on its way.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from traceback import walk_tb
 from typing import Any
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -26,11 +28,16 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from .beside import ask, beside, uncancelled
 
+log = logging.getLogger("tenure")
+
 #: Seconds that a server has to end a statement.
 DEADLINE = 1.0
 
 # Of psycopg, as of libpq: a statement was sent, and its answer has not come.
 _ACTIVE = 1
+# Seconds that psycopg waits when it cancels a statement by itself; who calls it asks for
+# more, unless told otherwise.
+_BY_ITSELF = 5.0
 #: Under this name a connection keeps which server it has reached: behind a proxy there
 #: may be several, and each counts its own connections.
 NAME = "tenure_server"
@@ -66,8 +73,15 @@ def end_abandoned(context: ExceptionContext) -> None:
     connection = context.connection
     if connection is None or connection.closed or connection.invalidated:
         return
-    error = context.original_exception
-    if _ENDS[connection.dialect.driver](connection, error):
+    try:
+        is_ended = _ENDS[connection.dialect.driver](
+            connection, context.original_exception
+        )
+    except Exception:
+        # It would take the place of the error that is being handled.
+        log.exception("tenure: ending a statement on the server failed")
+        return
+    if is_ended:
         context.is_disconnect = True
         # It says nothing about other connections.
         context.invalidate_pool_on_disconnect = False
@@ -87,24 +101,27 @@ def _end_psycopg(connection: Connection, error: BaseException) -> bool:
         # It has not been sent, or psycopg itself has ended it.
         return False
     if connection.dialect.is_async:
-        await_only(uncancelled(driver.cancel_safe()))
+        await_only(uncancelled(driver.cancel_safe(timeout=DEADLINE)))
     else:
-        driver.cancel_safe()
+        driver.cancel_safe(timeout=DEADLINE)
     return True
 
 
 def _hurry(driver: Any) -> None:
     """Let a connection of psycopg, which gives a server ten seconds, give it one."""
-    cancel = driver.cancel_safe
+    # Weak: a connection that is dropped is closed at once.
+    dropped, cancel = ref(driver), type(driver).cancel_safe
 
-    def cancel_safe(*, timeout: float = DEADLINE) -> None:
-        # A copy of the descriptor: this one may be closed, and its number used again.
-        copy = socket.socket(fileno=os.dup(driver.pgconn.socket))
-        later = threading.Timer(DEADLINE, _cut_off, [driver, copy])
+    def cancel_safe(*, timeout: float = 30.0) -> None:
+        mine: Any = dropped()
+        if timeout > _BY_ITSELF:
+            cancel(mine, timeout=timeout)
+            return
+        later = threading.Timer(DEADLINE, _cut_off, [mine, _copy(mine)])
         later.daemon = True
         later.start()
         # Of an older libpq it has no limit of its own.
-        asking = threading.Thread(target=_quietly, args=[cancel], daemon=True)
+        asking = threading.Thread(target=_quietly, args=[cancel, mine], daemon=True)
         asking.start()
         asking.join(DEADLINE)
 
@@ -113,25 +130,33 @@ def _hurry(driver: Any) -> None:
 
 def _hurry_async(driver: Any) -> None:
     """As :func:`_hurry`."""
-    cancel = driver.cancel_safe
+    dropped, cancel = ref(driver), type(driver).cancel_safe
 
-    async def cancel_safe(*, timeout: float = DEADLINE) -> None:  # noqa: ASYNC109  # psycopg's name
-        copy = socket.socket(fileno=os.dup(driver.pgconn.socket))
-        get_running_loop().call_later(DEADLINE, _cut_off, driver, copy)
-        await uncancelled(_quietly_async(cancel))
+    async def cancel_safe(*, timeout: float = 30.0) -> None:  # noqa: ASYNC109  # psycopg's name
+        mine: Any = dropped()
+        if timeout > _BY_ITSELF:
+            await cancel(mine, timeout=timeout)
+            return
+        get_running_loop().call_later(DEADLINE, _cut_off, mine, _copy(mine))
+        await uncancelled(_quietly_async(cancel, mine))
 
     driver.cancel_safe = cancel_safe
 
 
-def _quietly(cancel: Callable[..., None]) -> None:
+def _quietly(cancel: Callable[..., None], driver: Any) -> None:
     with suppress(Exception):
-        cancel(timeout=DEADLINE)
+        cancel(driver, timeout=DEADLINE)
 
 
-async def _quietly_async(cancel: Callable[..., Any]) -> None:
+async def _quietly_async(cancel: Callable[..., Any], driver: Any) -> None:
     with suppress(Exception):
         async with timeout(DEADLINE):
-            await cancel(timeout=DEADLINE)
+            await cancel(driver, timeout=DEADLINE)
+
+
+def _copy(driver: Any) -> socket.socket:
+    """Return a copy of a socket: its own number may be used again once it is closed."""
+    return socket.socket(fileno=os.dup(driver.pgconn.socket))
 
 
 def _cut_off(driver: Any, copy: socket.socket) -> None:
