@@ -117,7 +117,7 @@ def _give_again(value: Value) -> None:
     primary = {
         state.mapper.get_property_by_column(c).key for c in state.mapper.primary_key
     }
-    for name in primary & given.keys():
+    for name in (primary | value.defaults) & given.keys():
         del given[name]
     value.fill({name: as_attribute(part) for name, part in given.items()})
 

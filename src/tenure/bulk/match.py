@@ -236,6 +236,8 @@ def match_values(
                 if row is not None or not _stands(value, name, part, attribute):
                     attributes[name] = attribute
             names = local.keys[value]._tenure_shape.names if row else ()
+            for name in value.defaults - {*names} if row else ():
+                attributes.pop(name, None)
             if row is None:
                 if not value.is_row:
                     value.placed_in = innermost(session)

@@ -36,41 +36,52 @@ Merged = tuple[Status, Any]
 
 def merge(
     session: Session,
-    instances: Iterable[Any],
+    values: Iterable[Value],
     on_conflict: Literal["update", "skip"],
     allowed: set[str] | None,
     size: int,
 ) -> dict[State, Merged]:
     """
-    Write new instances by key, those that can be; say what became of each.
+    Write new values by key, those that can be; say what became of each.
 
     Args:
         allowed: The attributes that an update may change; ``None``: all that are set.
         size: How many are written at once, where it is known that their keys differ.
     """
     classes: dict[Mapper[Any], list[State]] = {}
-    for instance in instances:
-        state: State = instance_state(instance)
+    defaults: dict[State, frozenset[str]] = {}
+    for value in values:
+        state: State = instance_state(value.instance)
         classes.setdefault(state.mapper, []).append(state)
+        defaults[state] = value.defaults
     merged: dict[State, Merged] = {}
     for mapper, states in classes.items():
         writer = insertion(session, mapper, on_conflict)
         if writer is None:
             continue
-        for names, alike in _alike(writer, states).items():
+        for (names, left), alike in _alike(writer, states, defaults).items():
             key = _key(writer, names)
             if key:
-                merging = _Merging(writer, names, key, on_conflict, allowed)
+                may = names - _spelled(writer, left) if left else names
+                if allowed is not None:
+                    may &= _spelled(writer, allowed)
+                merging = _Merging(writer, names, key, on_conflict, may)
                 merged |= merging.write(alike, size)
     return merged
 
 
 def _alike(
-    writer: Insertion, states: Sequence[State]
-) -> dict[frozenset[str], list[State]]:
-    """Group instances by the columns they set; without those that must go otherwise."""
+    writer: Insertion,
+    states: Sequence[State],
+    defaults: Mapping[State, frozenset[str]],
+) -> dict[tuple[frozenset[str], frozenset[str]], list[State]]:
+    """
+    Group instances by the columns they set, and those of them that are defaults.
+
+    Without those that must go otherwise.
+    """
     names = {attribute.key for attribute in writer.attributes}
-    groups: dict[frozenset[str], list[State]] = {}
+    groups: dict[tuple[frozenset[str], frozenset[str]], list[State]] = {}
     for state in states:
         if not writer.fits(state, ()) or not writer.collections.isdisjoint(state.dict):
             continue
@@ -81,7 +92,7 @@ def _alike(
                     writer.mapper.get_property_by_column(local).key
                     for local in relationship.local_columns
                 }
-        groups.setdefault(frozenset(given), []).append(state)
+        groups.setdefault((frozenset(given), defaults[state]), []).append(state)
     return groups
 
 
@@ -104,7 +115,7 @@ class _Merging:
         names: frozenset[str],
         key: tuple[str, ...],
         on_conflict: Literal["update", "skip"],
-        allowed: set[str] | None,
+        may: frozenset[str],
     ) -> None:
         self.writer = writer
         self.session = writer.session
@@ -118,7 +129,6 @@ class _Merging:
             for place, attribute in enumerate(writer.attributes)
             if attribute.maker is not None and place not in self.given
         ]
-        may = names if allowed is None else names & _spelled(writer, allowed)
         self.changing = [
             place
             for place in self.given
@@ -288,8 +298,7 @@ def write_by_key(
     """
     statuses: dict[Value, Status] = {}
     new = [v for v in values if not v.is_row]
-    instances = [value.instance for value in new]
-    merged = merge(session, instances, on_conflict, allowed, size)
+    merged = merge(session, new, on_conflict, allowed, size)
     for value in new:
         outcome = merged.get(instance_state(value.instance))
         if outcome is not None:
@@ -309,7 +318,7 @@ def write_by_key(
         attributes = {
             name: held[name]
             for name in set_attributes(value.instance)
-            if allowed is None or name in allowed
+            if (allowed is None or name in allowed) and name not in value.defaults
         }
         names = proxy._tenure_shape.names
         attach(session, value, attributes, found[id(proxy)], key=names)

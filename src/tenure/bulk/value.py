@@ -19,6 +19,7 @@ from ..models import (
     Unconnected,
     as_attribute,
     assign,
+    defaulted_fields,
     given_fields,
     is_given,
     items_of,
@@ -93,6 +94,12 @@ class Value:
         if self.payload is None:
             return self.held
         return {**self.payload, **(self.related or {})}
+
+    @property
+    def defaults(self) -> frozenset[str]:
+        """The attributes that only a default of a ``Spec`` has set."""
+        given = self.given
+        return defaulted_fields(given) if isinstance(given, Spec) else frozenset()
 
     def adds(self, name: str) -> bool:
         """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ForwardRef, Generic, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
@@ -150,7 +151,7 @@ class Spec(BaseModel, Generic[T]):
     ) -> CoreSchema:
         """Return the schema of any model; an invalid one registers nothing."""
         for field in cls.model_fields.values():
-            if any(isinstance(item, Key) and item.composed for item in field.metadata):
+            if is_composed(field):
                 # Else Pydantic would use the default, and not compose the key.
                 field.validate_default = True
         schema = handler(source)
@@ -180,13 +181,47 @@ class Spec(BaseModel, Generic[T]):
 
 
 def given_fields(spec: Spec[Any]) -> dict[str, Any]:
-    """Return the fields of *spec* that were set, or whose default is not ``None``."""
-    held, given = spec.__dict__, spec.model_fields_set
-    return {
+    """
+    Return what a new row gets of *spec*: what Pydantic made of it, whoever set it.
+
+    That is the fields that were set or are not ``None``, and the computed ones that are
+    attributes of the mapped class.
+    """
+    kind, held, given = type(spec), spec.__dict__, spec.model_fields_set
+    found = {
         name: held[name]
-        for name in type(spec).model_fields
+        for name in kind.model_fields
         if name in given or held[name] is not None
     }
+    for name in computed_attributes(kind):
+        found[name] = getattr(spec, name)
+    return found
+
+
+def defaulted_fields(spec: Spec[Any]) -> frozenset[str]:
+    """Return those of :func:`given_fields` that nobody gave: an update leaves them."""
+    held, given, fields = spec.__dict__, spec.model_fields_set, type(spec).model_fields
+    if len(given) == len(fields):
+        return frozenset()
+    return frozenset(
+        name
+        for name, info in fields.items()
+        if name not in given and held[name] is not None and not is_composed(info)
+    )
+
+
+def is_composed(field: FieldInfo) -> bool:
+    """Whether a field takes its key from other fields."""
+    return any(isinstance(item, Key) and item.composed for item in field.metadata)
+
+
+def computed_attributes(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the computed fields of a ``Spec`` that are attributes of its class."""
+    computed = model.__pydantic_decorators__.computed_fields
+    if not computed:
+        return ()
+    known = mapper_of(entity_of(model)).attrs
+    return tuple(name for name in computed if name in known)
 
 
 def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> Any:

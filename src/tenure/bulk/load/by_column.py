@@ -61,8 +61,8 @@ class Columns:
             return None
         names = [field.get("validation_alias", "") for _, field in fields]
         if (
-            # A validator of the whole model needs whole rows.
-            fields.before
+            # A validator of the whole model needs whole rows, and may add to them.
+            fields.may_add
             or any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
             or any(not isinstance(name, str) for name in names)
         ):
@@ -274,6 +274,16 @@ class Fields:
     later: dict[str, ReferenceValidator]
     optional: set[str]
 
+    @property
+    def may_add(self) -> bool:
+        """Whether a valid row may have fields that were not given, but for defaults."""
+        # What a function makes of a default may differ from row to row.
+        return bool(self.before) or any(
+            field["schema"].get("validate_default")
+            and not _calls_nobody(field["schema"]["schema"])
+            for _, field in self
+        )
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and the core schema of each field."""
         return iter(self.schema["fields"].items())
@@ -298,6 +308,9 @@ def fields_of(model: type[BaseModel]) -> Fields | None:
     a field or the model, an ``__init__`` or ``model_post_init``.
     """
     schema: Any = model.__pydantic_core_schema__
+    if model.__pydantic_decorators__.computed_fields:
+        # They are asked of an instance.
+        return None
     if is_spec_schema(schema):
         # Each different reference is validated by itself, so what is refused
         # registers nothing.

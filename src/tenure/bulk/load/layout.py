@@ -6,7 +6,7 @@ A :class:`Layout` is worked out once for each set of fields a source gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -18,8 +18,7 @@ from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ...errors import LoadError
 from ...mapping import columns_of, identifiers
-from ...models import check_fields
-from ...references import Key
+from ...models import check_fields, computed_attributes, is_composed
 from ..write import OnConflict, Row
 from .sources import Record
 
@@ -44,7 +43,9 @@ class ReferenceField:
 class Layout:
     """How the fields that rows have become columns."""
 
-    def __init__(self, mapper: Mapper[Any], fields: Sequence[str]) -> None:
+    def __init__(
+        self, mapper: Mapper[Any], fields: Sequence[str], given: Collection[str]
+    ) -> None:
         self.fields = tuple(fields)
         self.references: list[ReferenceField] = []
         plain_columns: list[Column[Any]] = []
@@ -78,6 +79,8 @@ class Layout:
                 *((f.name, c) for f in self.references for c in f.local),
             ]
         }
+        #: The columns that an update may change: a default was not given.
+        self.given = frozenset(c for c, name in self.names.items() if name in given)
         get = itemgetter(*fields)
         self.get: Callable[[dict[str, Any]], Row] = (
             get if len(fields) > 1 else lambda held: (get(held),)
@@ -162,13 +165,16 @@ class Layouts:
         self.into = into
         self.mapper = mapper
         self.on_conflict = on_conflict
+        #: Fields that the model computes for each row.
+        self.computed = computed_attributes(into)
         self.labels = {name: _label(into, name) for name in into.model_fields}
+        self.labels |= {name: name for name in self.computed}
         self._composed = {
-            name for name in into.model_fields if _is_composed(into, name)
+            name for name, info in into.model_fields.items() if is_composed(info)
         }
         self._accepted = {name: _accepted(into, name) for name in into.model_fields}
         self._known = set().union(*self._accepted.values())
-        self._made: dict[frozenset[str], Layout] = {}
+        self._made: dict[tuple[frozenset[str], frozenset[str]], Layout] = {}
 
     @property
     def is_open(self) -> bool:
@@ -179,9 +185,11 @@ class Layouts:
         """Return those of *names* that are no field of the model."""
         return (name for name in names if name not in self._known)
 
-    def of_header(self, header: Sequence[str]) -> Layout:
+    def of_header(self, header: Sequence[str], *, may_add: bool) -> Layout | None:
         """
         Return the layout for rows that all have the columns *header*.
+
+        ``None``: the model may add fields to a row (*may_add*), so each has its own.
 
         Raises:
             LoadError: The model does not know one of them, or needs another.
@@ -194,6 +202,8 @@ class Layouts:
                 f"columns out, set model_config = ConfigDict(extra='ignore')"
             )
         self._check_required(header)
+        if may_add:
+            return None
         return self.of(
             name
             for name in self.into.model_fields
@@ -217,15 +227,18 @@ class Layouts:
                 f"{self.into.__name__} requires; its columns are {', '.join(header)}"
             )
 
-    def of(self, given: Iterable[str]) -> Layout:
+    def of(self, given: Iterable[str], filled: Iterable[str] = ()) -> Layout:
         """
         Return the layout for rows that set the fields *given*.
+
+        Args:
+            filled: Fields for which the model has a value in these rows.
 
         Raises:
             LoadError: They have no key, and what is in conflict goes by one.
         """
-        present = frozenset(given)
-        layout = self._made.get(present)
+        present, others = frozenset(given), frozenset(filled)
+        layout = self._made.get((present, others))
         if layout is None:
             # What was not given is left to the database, unless the model has a
             # value for it.
@@ -233,6 +246,7 @@ class Layouts:
                 name
                 for name, info in self.into.model_fields.items()
                 if name in present
+                or name in others
                 or name in self._composed
                 or (
                     info.get_default(call_default_factory=False) is not None
@@ -240,7 +254,10 @@ class Layouts:
                 )
                 or info.default_factory is not None
             ]
-            layout = self._made[present] = Layout(self.mapper, fields)
+            fields += self.computed
+            given_here = present.union(self._composed, self.computed)
+            layout = Layout(self.mapper, fields, given_here)
+            self._made[present, others] = layout
             if self.on_conflict != "raise" and not layout.key(self.mapper):
                 names = identifiers(self.mapper).names
                 raise LoadError(
@@ -273,12 +290,6 @@ def _accepted(model: type[Any], name: str) -> set[str]:
 def _label(model: type[Any], name: str) -> str:
     alias = model.model_fields[name].validation_alias
     return alias if isinstance(alias, str) else name
-
-
-def _is_composed(model: type[Any], name: str) -> bool:
-    """Whether the field takes its key from other fields."""
-    metadata = model.model_fields[name].metadata
-    return any(isinstance(item, Key) and item.composed for item in metadata)
 
 
 def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:

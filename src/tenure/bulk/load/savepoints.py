@@ -190,7 +190,9 @@ class RefusingWriter:
         known = self._writers.get(layout)
         if known is None or known[0] is not connection:
             key = layout.key(self.mapper)
-            target = Target(self.mapper, layout.columns, key, self.on_conflict)
+            target = Target(
+                self.mapper, layout.columns, key, self.on_conflict, layout.given
+            )
             write = writer(self.attempts.session, connection, target)
             known = self._writers[layout] = connection, target, write
         return known[1:]

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ...models import computed_attributes
 from ...references import Proxy, ReferenceValidator
 from ..write import Row, one_zone
 from .by_column import Columns, fields_of
@@ -55,12 +56,14 @@ class RowValidator:
         # those that were set.
         #: Gives the values by field of what :attr:`validate` gave.
         self.values: Callable[[Any], dict[str, Any]] = (
-            attrgetter("__dict__") if fields is None else itemgetter(0)
+            itemgetter(0) if fields is not None else _values_of(model)
         )
         #: Gives the names of the fields that were set.
         self.given: Callable[[Any], set[str]] = (
             attrgetter("__pydantic_fields_set__") if fields is None else itemgetter(2)
         )
+        #: Whether a row may have fields that its source does not give.
+        self.may_add = fields is None or fields.may_add
 
     def references(
         self, fields: Sequence[str], columns: list[Sequence[Any]]
@@ -120,6 +123,14 @@ class RowValidator:
             made.get(token) if value is None else value
             for token, value in zip(tokens, given, strict=True)
         ]
+
+
+def _values_of(model: type[BaseModel]) -> Callable[[Any], dict[str, Any]]:
+    """Return what gives the values of an instance of *model*, by field."""
+    computed = computed_attributes(model)
+    if not computed:
+        return attrgetter("__dict__")
+    return lambda made: made.__dict__ | {name: getattr(made, name) for name in computed}
 
 
 def _tokens(values: Sequence[Any]) -> Sequence[Any]:
@@ -226,7 +237,7 @@ class Checker:
         self.columns = None if records.json else Columns.of(layouts.into)
         self.layout: Layout | None = None
         if self.header is not None:
-            self.layout = layouts.of_header(self.header)
+            self.layout = layouts.of_header(self.header, may_add=validator.may_add)
         #: Whether names need no check: those of a table are its header's.
         self._takes_all_names = self.header is not None or layouts.is_open
         self._seen: set[tuple[str, ...]] = set()
@@ -284,7 +295,7 @@ class Checker:
                 continue
             if not (takes_all_names or self._has_known_names(record)):
                 continue
-            its = layout or self.layouts.of(given(valid))
+            its = layout or self._layout(given(valid), values(valid))
             if its not in found:
                 found[its] = [], []
             kept, taken = found[its]
@@ -294,6 +305,17 @@ class Checker:
             Rows(its, kept, fields=list(zip(*taken, strict=True)))
             for its, (kept, taken) in found.items()
         ]
+
+    def _layout(self, given: set[str], values: dict[str, Any]) -> Layout:
+        """Return the layout of one row: what is set, and what the model has filled."""
+        if not self.validator.may_add:
+            return self.layouts.of(given)
+        filled = [
+            name
+            for name, value in values.items()
+            if value is not None and name not in given and name in self.layouts.labels
+        ]
+        return self.layouts.of(given, filled)
 
     def _has_known_names(self, record: Record) -> bool:
         """Reject an object that has a name the model does not know."""

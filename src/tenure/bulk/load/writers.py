@@ -117,8 +117,14 @@ class UnitOfWork:
                 setattr(instance, name, value)
             instances.append(instance)
         values = [Value.of(instance, entity) for instance in instances]
+        names = [
+            self.target.mapper.get_property_by_column(column).key
+            for column in self.target.changing
+        ]
         options = FlushOptions(
-            on_conflict=self.target.on_conflict, on_duplicate="first"
+            on_conflict=self.target.on_conflict,
+            on_duplicate="first",
+            update_fields=names if self.target.on_conflict == "update" else None,
         )
         report = flush(self.session, values, options)
         for value in values:

@@ -48,6 +48,8 @@ class Target:
     columns: tuple[Column[Any], ...]
     key: tuple[Column[Any], ...]
     on_conflict: Literal["raise", "update", "skip"]
+    #: What an update may change, beside the key; ``None``: all of the columns.
+    given: frozenset[Column[Any]] | None = None
 
     @property
     def table(self) -> Table:
@@ -59,7 +61,8 @@ class Target:
     @property
     def changing(self) -> list[Column[Any]]:
         """The columns an update may change."""
-        return [column for column in self.columns if column not in self.key]
+        may = self.columns if self.given is None else self.given
+        return [c for c in self.columns if c in may and c not in self.key]
 
 
 def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[int]:

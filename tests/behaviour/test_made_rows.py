@@ -1,0 +1,249 @@
+"""
+What Pydantic made of a row is what is written, from every source and by every path.
+
+A new row gets what its model holds; an update touches what was given, or set by the model
+itself, and leaves alone what only a default says. Random models, rows and paths are
+compared with a reference that asks each instance.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from pydantic import Field, computed_field, field_validator, model_validator
+from sqlalchemy import String, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tenure import Database, Session, Spec
+
+pytestmark = pytest.mark.every_database
+
+NAMES = ("a", "b", "c", "d", "e")
+#: What a row that is there has.
+KEPT = dict.fromkeys(NAMES, "kept")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "made_item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    no: Mapped[int] = mapped_column(unique=True)
+    a: Mapped[str | None] = mapped_column(String(40))
+    b: Mapped[str | None] = mapped_column(String(40))
+    c: Mapped[str | None] = mapped_column(String(40), server_default="database")
+    d: Mapped[str | None] = mapped_column(String(40))
+    e: Mapped[str | None] = mapped_column(String(40))
+
+
+FEATURES = ("before", "after", "post", "default", "validated", "computed")
+
+
+@cache
+def model(features: frozenset[str]) -> type[Any]:
+    """Make a Spec in which each of *features* sets a field of its own."""
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__annotations__": {
+            "no": int,
+            **dict.fromkeys(["a", "b", "d"], str | None),
+            "c": str | None,
+        },
+        **dict.fromkeys(["a", "b", "d"]),
+        "c": "default" if "default" in features else None,
+    }
+    if "before" in features:
+
+        def compose(cls: Any, row: Any) -> Any:
+            return {"a": f"before {row['no']}", **row}
+
+        body["compose"] = model_validator(mode="before")(classmethod(compose))
+    if "after" in features:
+
+        def fill(self: Any) -> Any:
+            self.b = f"after {self.no}"
+            return self
+
+        body["fill"] = model_validator(mode="after")(fill)
+    if "post" in features:
+
+        def model_post_init(self: Any, context: Any) -> None:
+            self.a = f"post {self.no}"
+
+        body["model_post_init"] = model_post_init
+    if "validated" in features:
+        body["d"] = Field(None, validate_default=True)
+
+        def derive(cls: Any, value: Any) -> Any:
+            return f"validated {value}"
+
+        body["derive"] = field_validator("d", mode="before")(classmethod(derive))
+    if "computed" in features:
+
+        def e(self: Any) -> str:
+            return f"computed {self.no}"
+
+        body["e"] = computed_field(property(e), return_type=str)
+    return type("Made", (Spec[Item],), body)
+
+
+def expected(
+    into: type[Any], row: dict[str, Any], *, is_there: bool
+) -> dict[str, str | None]:
+    """Say what a row becomes: slowly, from the instance that Pydantic makes."""
+    made = into.model_validate(row)
+    held = {name: getattr(made, name, None) for name in NAMES}
+    computed = into.model_computed_fields
+    given = {name for name in NAMES if name in made.model_fields_set | {*computed}}
+    if is_there:
+        return {name: held[name] if name in given else "kept" for name in NAMES}
+    # What nobody has a value for is left to the database.
+    left = {"c": "database"}
+    return {
+        name: left.get(name) if name not in given and held[name] is None else held[name]
+        for name in NAMES
+    }
+
+
+def by_csv(bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any) -> None:
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    bulk.load(folder / "rows.csv", into, **options)
+
+
+def by_jsonl(
+    bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any
+) -> None:
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    bulk.load(folder / "rows.jsonl", into, **options)
+
+
+def by_parquet(
+    bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any
+) -> None:
+    table = pa.Table.from_pylist(rows)
+    parquet.write_table(table, folder / "rows.parquet")
+    bulk.load(folder / "rows.parquet", into, **options)
+
+
+def by_rows(
+    bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any
+) -> None:
+    bulk.load(rows, into, **options)
+
+
+def by_commit(
+    bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any
+) -> None:
+    bulk.validate(list[into], rows)
+    bulk.commit(**options)
+
+
+def by_resolve(
+    bulk: Any, into: Any, rows: list[Any], folder: Path, **options: Any
+) -> None:
+    bulk.validate(list[into], rows)
+    bulk.resolve()
+    bulk.commit(**options)
+
+
+#: Those whose rows all have the columns of the first.
+TABLES = [by_csv, by_parquet]
+PATHS = [*TABLES, by_jsonl, by_rows, by_commit, by_resolve]
+
+
+@pytest.fixture(scope="module")
+def db(module_url: str) -> Iterator[Database]:
+    with Database(module_url) as db:
+        db.create_all(Base.metadata)
+        yield db
+
+
+def reset(db: Database, numbers: list[int]) -> None:
+    with db.session_manager(auto_commit=True) as session:
+        session.query(Item).delete()
+        if numbers:
+            session.execute(insert(Item), [{"no": n, **KEPT} for n in numbers])
+
+
+def stored(session: Session) -> dict[int, dict[str, str | None]]:
+    items = session.scalars(select(Item)).all()
+    return {item.no: {name: getattr(item, name) for name in NAMES} for item in items}
+
+
+def compare(
+    db: Database,
+    features: frozenset[str],
+    path: Any,
+    rows: list[dict[str, Any]],
+    there: list[int],
+    folder: Path,
+) -> None:
+    into = model(features)
+    reset(db, there)
+    on_conflict = "update" if there else "raise"
+    with db.session_manager() as session, session.bulk() as bulk:
+        path(bulk, into, rows, folder, on_conflict=on_conflict)
+    with db.session_manager() as session:
+        found = stored(session)
+    assert found == {
+        row["no"]: expected(into, row, is_there=row["no"] in there) for row in rows
+    }
+
+
+texts = st.sampled_from(["x", "y", "z"])
+given_names = st.sets(st.sampled_from(["a", "b", "c", "d"])).map(sorted)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    features=st.frozensets(st.sampled_from(FEATURES)),
+    path=st.sampled_from(PATHS),
+    names=st.lists(given_names, min_size=3, max_size=3),
+    values=st.lists(texts, min_size=4, max_size=4),
+    is_update=st.booleans(),
+)
+def test_any(
+    db: Database,
+    tmp_path: Path,
+    features: frozenset[str],
+    path: Any,
+    names: list[list[str]],
+    values: list[str],
+    is_update: bool,
+) -> None:
+    if path in TABLES:
+        names = [names[0]] * 3
+    said = dict(zip("abcd", values, strict=True))
+    rows = [{"no": n, **{k: said[k] for k in names[n]}} for n in range(3)]
+    compare(db, features, path, rows, [0, 2] if is_update else [], tmp_path)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.__name__))
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("is_update", [False, True], ids=["insert", "update"])
+def test_each(
+    db: Database, tmp_path: Path, feature: str, path: Any, is_update: bool
+) -> None:
+    """Each way to set a field, alone, from a source that gives the number only."""
+    there = [1] if is_update else []
+    compare(db, frozenset({feature}), path, [{"no": 1}, {"no": 2}], there, tmp_path)
