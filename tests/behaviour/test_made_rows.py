@@ -24,7 +24,7 @@ from pydantic import Field, computed_field, field_validator, model_validator
 from sqlalchemy import String, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tenure import Database, Session, Spec
+from tenure import Database, LoadError, Session, Spec
 
 pytestmark = pytest.mark.every_database
 
@@ -247,3 +247,37 @@ def test_each(
     """Each way to set a field, alone, from a source that gives the number only."""
     there = [1] if is_update else []
     compare(db, frozenset({feature}), path, [{"no": 1}, {"no": 2}], there, tmp_path)
+
+
+class TestNothing:
+    """A source, or a row of it, that gives nothing the model knows."""
+
+    @pytest.fixture
+    def into(self) -> type[Any]:
+        body = {
+            "__module__": __name__,
+            "__annotations__": dict.fromkeys("ab", str | None),
+            "a": None,
+            "b": None,
+            "model_config": {"extra": "ignore"},
+        }
+        return type("Loose", (Spec[Item],), body)
+
+    def test_header(self, db: Database, tmp_path: Path, into: type[Any]) -> None:
+        (tmp_path / "a.csv").write_text("a;b\nx;y\n")
+        with (
+            db.session_manager() as session,
+            session.bulk() as bulk,
+            pytest.raises(LoadError, match=r"none of the columns.*\(a, b\).*'a;b'"),
+        ):
+            bulk.load(tmp_path / "a.csv", into)
+
+    @pytest.mark.parametrize("rows", [[{}, {"no": 1}], [{"c": 1}, {"c": 2}]])
+    def test_rows(
+        self, db: Database, into: type[Any], rows: list[dict[str, Any]]
+    ) -> None:
+        with db.session_manager() as session, session.bulk() as bulk:
+            report = bulk.load(rows, into, max_errors=None)
+        assert (0, 2) == (report.created, report.rejected)
+        assert {"columns"} == {reject.reason for reject in report.rejects}
+        assert [1, 2] == sorted(reject.line for reject in report.rejects)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import MetaData, Sequence, text
 from sqlalchemy.exc import MissingGreenlet, NoResultFound, OperationalError
 
 from tenure import AsyncSession, Database, DatabaseError
 from tests.fixtures.shop import Base, City, Person
 
-pytestmark = pytest.mark.sqlite
+sqlite = pytest.mark.sqlite
 
 # The third row cannot be read; SQLite finds out when it is fetched.
 OVERFLOWS = text(
@@ -37,6 +37,7 @@ async def session(db: Database) -> AsyncIterator[AsyncSession]:
     await db.adispose()
 
 
+@sqlite
 @pytest.mark.parametrize(
     "read",
     [
@@ -57,6 +58,19 @@ def test_fetched(db: Database, read: Any) -> None:
     assert isinstance(caught.value, OperationalError)
 
 
+@pytest.mark.postgresql
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_sequence(postgresql_url: str) -> None:
+    """What is executed may give a value instead of a result."""
+    numbers = Sequence("numbers", metadata=MetaData())
+    with Database(postgresql_url) as db, db.session_manager() as session:
+        numbers.create(session.connection())
+        found: Any = session.execute(numbers)
+        assert 1 == found
+        assert 2 == session.scalar(numbers)
+
+
+@sqlite
 class TestStreams:
     @pytest.mark.parametrize("name", ["one", "scalar_one"])
     @pytest.mark.anyio
@@ -90,6 +104,7 @@ class TestStreams:
             await result.mappings().one()
 
 
+@sqlite
 def test_refused_iterator(db: Database) -> None:
     """A generator of rows can be left early, and reading goes on after it."""
     with db.session_manager() as session:
@@ -101,6 +116,7 @@ def test_refused_iterator(db: Database) -> None:
         assert [(3,)] == list(result)
 
 
+@sqlite
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.anyio

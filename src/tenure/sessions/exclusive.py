@@ -23,7 +23,8 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from threading import get_ident
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Select
+from sqlalchemy import Result, Select
+from sqlalchemy.engine import FilterResult
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.util import await_only
@@ -226,8 +227,12 @@ _classes: dict[type[Any], type[Any]] = {}
 
 def ours(result: R) -> R:
     """Let errors of SQLAlchemy leave the methods of *result* as a ``DatabaseError``."""
-    cls = type(result)
-    result.__class__ = _classes.get(cls) or _derived(cls)
+    cls = _classes.get(type(result))
+    if cls is not None:
+        result.__class__ = cls
+    elif isinstance(result, (Result, FilterResult)):
+        result.__class__ = _derived(type(result))
+    # Otherwise a value: executing a sequence gives its next number.
     return result
 
 

@@ -81,9 +81,10 @@ class Layout:
         }
         #: The columns that an update may change: a default was not given.
         self.given = frozenset(c for c, name in self.names.items() if name in given)
-        get = itemgetter(*fields)
         self.get: Callable[[dict[str, Any]], Row] = (
-            get if len(fields) > 1 else lambda held: (get(held),)
+            itemgetter(*fields)
+            if len(fields) > 1
+            else lambda held: tuple([held[name] for name in fields])
         )
 
     def key(self, mapper: Mapper[Any]) -> tuple[Column[Any], ...]:
@@ -204,6 +205,12 @@ class Layouts:
         self._check_required(header)
         if may_add:
             return None
+        if self._known.isdisjoint(header):
+            raise LoadError(
+                f"the source has none of the columns that {self.into.__name__} knows "
+                f"({', '.join(sorted(self._known))}); its columns are "
+                f"{', '.join(map(repr, header))}"
+            )
         return self.of(
             name
             for name in self.into.model_fields

@@ -261,6 +261,10 @@ class Checker:
         if len(checked.wrong) == len(records):
             return []
         layout = self.layout or self.layouts.of(checked.given)
+        if not layout.fields:
+            for n in set(range(len(records))) - set(checked.wrong):
+                self._reject_empty(records[n])
+            return []
         fields = [checked.columns[name] for name in layout.fields]
         batch = Rows(layout, list(records), fields=fields, refused=set(checked.wrong))
         return [batch.only(batch.kept) if batch.refused else batch]
@@ -296,6 +300,9 @@ class Checker:
             if not (takes_all_names or self._has_known_names(record)):
                 continue
             its = layout or self._layout(given(valid), values(valid))
+            if not its.fields:
+                self._reject_empty(record)
+                continue
             if its not in found:
                 found[its] = [], []
             kept, taken = found[its]
@@ -305,6 +312,10 @@ class Checker:
             Rows(its, kept, fields=list(zip(*taken, strict=True)))
             for its, (kept, taken) in found.items()
         ]
+
+    def _reject_empty(self, record: Record) -> None:
+        model = self.layouts.into.__name__
+        self.rejects.add(record, "", "columns", f"none of the fields of {model}")
 
     def _layout(self, given: set[str], values: dict[str, Any]) -> Layout:
         """Return the layout of one row: what is set, and what the model has filled."""
