@@ -42,8 +42,9 @@ _BY_ITSELF = 5.0
 #: may be several, and each counts its own connections.
 NAME = "tenure_server"
 _SERVER = "SELECT CONCAT_WS(':', @@hostname, @@port, @@server_id)"
-# What sends a statement or a part of it, in the drivers of MySQL.
-_SENDING = {"query", "commit", "rollback", "next_result"}
+# What sends a statement or reads its answer, in the drivers of MySQL. Before, a statement
+# is put together, which may fail without harm.
+_SENDING = {"_execute_command", "_read_query_result", "_read_ok_packet", "_read_packet"}
 
 
 def watch_statements(engine: Engine) -> None:
@@ -72,6 +73,9 @@ def end_abandoned(context: ExceptionContext) -> None:
     """End a statement on the server if its driver was interrupted."""
     connection = context.connection
     if connection is None or connection.closed or connection.invalidated:
+        return
+    if connection.connection.driver_connection is None:
+        # In a forked child: it is the parent's.
         return
     try:
         is_ended = _ENDS[connection.dialect.driver](
@@ -137,7 +141,7 @@ def _hurry_async(driver: Any) -> None:
         if timeout > _BY_ITSELF:
             await cancel(mine, timeout=timeout)
             return
-        get_running_loop().call_later(DEADLINE, _cut_off, mine, _copy(mine))
+        get_running_loop().call_later(DEADLINE, _cut_off_here, dropped)
         await uncancelled(_quietly_async(cancel, mine))
 
     driver.cancel_safe = cancel_safe
@@ -164,6 +168,13 @@ def _cut_off(driver: Any, copy: socket.socket) -> None:
     with copy, suppress(Exception):
         if not driver.closed and driver.pgconn.transaction_status == _ACTIVE:
             copy.shutdown(socket.SHUT_RDWR)
+
+
+def _cut_off_here(dropped: ref[Any]) -> None:
+    """As :func:`_cut_off`, in the loop of the connection: nobody closes it meanwhile."""
+    driver: Any = dropped()
+    if driver is not None and not driver.closed:
+        _cut_off(driver, _copy(driver))
 
 
 # asyncpg
