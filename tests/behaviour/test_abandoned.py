@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, event, make_url, select, text
 from sqlalchemy.pool import NullPool
@@ -264,6 +265,26 @@ class TestEnds:
                         await session.execute(endless)
             async with db.async_session_manager() as session:
                 assert 1 == await session.scalar(text("SELECT 1"))
+
+
+@pytest.mark.postgresql
+def test_cancelled_by_hand(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cancels by psycopg itself waits as long as was asked for."""
+    asked: list[float] = []
+
+    def cancel_safe(self: Any, *, timeout: float) -> None:
+        asked.append(timeout)
+
+    monkeypatch.setattr(psycopg.Connection, "cancel_safe", cancel_safe)
+    with Database(postgresql_url) as db, db.session_manager() as session:
+        driver: Any = session.connection().connection.driver_connection
+        driver.cancel_safe(timeout=20)
+        driver.cancel_safe()
+        # As it does by itself.
+        driver.cancel_safe(timeout=5)
+    assert [20, 30, abandoned.DEADLINE] == asked
 
 
 @pytest.mark.usefixtures("short")

@@ -211,6 +211,28 @@ async def test_killed_in_async_code(db: Database) -> None:
         assert [("promised", 1)] == stored(session)
 
 
+def test_killed_and_not_there(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not have it says nothing: it is never called committed."""
+    monkeypatch.setattr(commits, "DEADLINE", 0.5)
+    engine = db.manager.engines["default"]
+
+    def undo(connection: Any, xid: Any, is_prepared: bool) -> None:  # an event's
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            other.execute(text(f"ROLLBACK PREPARED '{xid}'"))
+
+    with killed(db) as ran:
+        event.listen(engine, "commit_twophase", undo)
+        try:
+            with pytest.raises(CommitOutcomeUnknownError):
+                promise(db, ran)
+        finally:
+            event.remove(engine, "commit_twophase", undo)
+
+    assert ["unknown"] == ran
+    with db.session_manager() as session:
+        assert [] == stored(session)
+
+
 def test_killed_and_nobody_answers(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import Field, computed_field, field_validator, model_validator
 from sqlalchemy import String, insert, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from tenure import Database, LoadError, Session, Spec
 
@@ -247,6 +247,35 @@ def test_each(
     """Each way to set a field, alone, from a source that gives the number only."""
     there = [1] if is_update else []
     compare(db, frozenset({feature}), path, [{"no": 1}, {"no": 2}], there, tmp_path)
+
+
+class Total(Base):
+    __tablename__ = "made_total"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    no: Mapped[int] = mapped_column(unique=True)
+    double: Mapped[int] = column_property(no * 2)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.__name__))
+def test_computed_by_both(db: Database, tmp_path: Path, path: Any) -> None:
+    """What the database computes itself is not written, whatever it is called."""
+
+    def double(self: Any) -> int:
+        return -1
+
+    body = {
+        "__module__": __name__,
+        "__annotations__": {"no": int},
+        "double": computed_field(property(double), return_type=int),
+    }
+    into: Any = type("TotalIn", (Spec[Total],), body)
+    with db.session_manager() as session, session.bulk() as bulk:
+        path(bulk, into, [{"no": 2}], tmp_path)
+    with db.session_manager(auto_commit=True) as session:
+        total = session.scalars(select(Total)).one()
+        assert 4 == total.double
+        session.delete(total)
 
 
 class TestNothing:

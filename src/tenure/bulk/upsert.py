@@ -314,11 +314,11 @@ def write_by_key(
         if on_conflict == "skip":
             statuses[value] = "skipped"
             continue
-        held = inspect(value.instance).dict
+        held, left_alone = inspect(value.instance).dict, value.defaults
         attributes = {
             name: held[name]
             for name in set_attributes(value.instance)
-            if (allowed is None or name in allowed) and name not in value.defaults
+            if (allowed is None or name in allowed) and name not in left_alone
         }
         names = proxy._tenure_shape.names
         attach(session, value, attributes, found[id(proxy)], key=names)

@@ -233,7 +233,10 @@ def _was_sent(error: BaseException) -> bool:
     """Whether *error* was raised after a driver had begun to send a statement."""
     return any(
         frame.f_code.co_name in _SENDING
-        and frame.f_globals.get("__name__", "").endswith(".connections")
+        # asyncmy has "connection".
+        and frame.f_globals.get("__name__", "").endswith(
+            (".connections", ".connection")
+        )
         for frame, _ in walk_tb(error.__traceback__)
     )
 

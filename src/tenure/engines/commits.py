@@ -158,7 +158,7 @@ def watch_commits(engine: Engine) -> None:
     """
     Let *engine* tell the ``_commit`` of a session what becomes of its COMMITs.
 
-    And end statements that are abandoned, if the caller has made it.
+    An engine that the caller has made also learns to end statements that are abandoned.
     """
     # A bind need not be an engine: whatever looks like one is a bind as well.
     dialect: Any = engine.dialect
@@ -190,8 +190,11 @@ def watch_commits(engine: Engine) -> None:
             commit = partial(_commit_prepared, engine.dialect, xid)
             # It comes from a statement, as SQLAlchemy has them.
             original = getattr(error, "orig", None) or error
-            if _is_lost(engine, original) and _answer(engine, commit, bool):
+            is_lost = _is_lost(engine, original)
+            if is_lost:
+                # It would go back to the pool.
                 connection.invalidate(error)
+            if is_lost and _answer(engine, commit, bool):
                 if not isinstance(error, Exception):
                     raise
                 log.warning(
@@ -355,19 +358,20 @@ def _answer(
 
 def _commit_prepared(dialect: Dialect, xid: str, pooled: Any) -> bool:
     """
-    Commit a prepared transaction whose own connection is lost.
+    Commit a prepared transaction whose own connection is lost, if it is there.
 
-    Return whether it is committed, by now. PostgreSQL keeps it until it is. MariaDB may
-    roll it back with its connection, so one that is not there any more says nothing.
+    One that is not may be committed; or MariaDB has rolled it back with its connection,
+    or a server that has taken over never had it.
     """
     driver = pooled.dbapi_connection
     quoted = str(xid).replace("'", "''")
     if dialect.name == "postgresql":
-        # Neither can be part of a transaction.
+        # COMMIT PREPARED cannot be part of a transaction.
         dialect.set_isolation_level(driver, "AUTOCOMMIT")
-        if ask(driver, _PREPARED.format(quoted)):
+        is_there = bool(ask(driver, _PREPARED.format(quoted)))
+        if is_there:
             _send(driver, f"COMMIT PREPARED '{quoted}'")
-        return True
+        return is_there
     cursor = driver.cursor()
     cursor.execute("XA RECOVER")
     is_there = any(row[-1] in (xid, str(xid).encode()) for row in cursor.fetchall())

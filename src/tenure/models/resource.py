@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapper
 
 from .._private import STATE
 from ..errors import LoadError, nearest
-from ..mapping import make, mapper_of
+from ..mapping import make, mapper_of, settable_columns
 from ..references import (
     PLAIN,
     Key,
@@ -185,7 +185,7 @@ def given_fields(spec: Spec[Any]) -> dict[str, Any]:
     Return what a new row gets of *spec*: what Pydantic made of it, whoever set it.
 
     That is the fields that were set or are not ``None``, and the computed ones that are
-    attributes of the mapped class.
+    columns of the mapped class.
     """
     kind, held, given = type(spec), spec.__dict__, spec.model_fields_set
     found = {
@@ -216,11 +216,11 @@ def is_composed(field: FieldInfo) -> bool:
 
 
 def computed_attributes(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the computed fields of a ``Spec`` that are attributes of its class."""
+    """Return the computed fields of a ``Spec`` that are columns of its class."""
     computed = model.__pydantic_decorators__.computed_fields
     if not computed:
         return ()
-    known = mapper_of(entity_of(model)).attrs
+    known = dict(settable_columns(mapper_of(entity_of(model))))
     return tuple(name for name in computed if name in known)
 
 

@@ -313,8 +313,8 @@ def _takes(method: M) -> M:
             if hasattr(instance, "to_resource"):
                 raise SessionError(
                     f"session.{method.__name__}() takes an instance of a mapped class, not "
-                    f"{type(instance).__name__}; use bulk.add(), or "
-                    f"session.{method.__name__}(….to_resource())"
+                    f"{type(instance).__name__}; use bulk.add(), and the instance that it "
+                    f"returns"
                 ) from error
             raise self._as_ours(error) from error
 
