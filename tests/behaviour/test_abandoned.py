@@ -232,6 +232,17 @@ class TestEnds:
                     session.execute(server.statement)
             assert server.running(until=False)
 
+    def test_never_sent(self, mariadb_url: str) -> None:
+        """A text that cannot be encoded costs no connection."""
+        with Database(mariadb_url) as db:
+            number = text("SELECT connection_id()")
+            with db.session_manager() as session:
+                first = session.scalar(number)
+                with pytest.raises(UnicodeEncodeError):
+                    session.scalar(text("SELECT :x"), {"x": "\ud800"})
+            with db.session_manager() as session:
+                assert session.scalar(number) == first
+
     @pytest.mark.postgresql
     @pytest.mark.anyio
     async def test_limit_of_asyncpg(self, postgresql_url: str) -> None:

@@ -42,9 +42,9 @@ _BY_ITSELF = 5.0
 #: may be several, and each counts its own connections.
 NAME = "tenure_server"
 _SERVER = "SELECT CONCAT_WS(':', @@hostname, @@port, @@server_id)"
-# What sends a statement or reads its answer, in the drivers of MySQL. Before, a statement
-# is put together, which may fail without harm.
-_SENDING = {"_execute_command", "_read_query_result", "_read_ok_packet", "_read_packet"}
+# What connections of the drivers of MySQL do before they send a statement: they put it
+# together, which may fail without harm.
+_PREPARING = {"literal", "escape", "escape_string"}
 
 
 def watch_statements(engine: Engine) -> None:
@@ -231,14 +231,16 @@ def _end_mysql(connection: Connection, error: BaseException) -> bool:
 
 def _was_sent(error: BaseException) -> bool:
     """Whether *error* was raised after a driver had begun to send a statement."""
-    return any(
-        frame.f_code.co_name in _SENDING
-        # asyncmy has "connection".
-        and frame.f_globals.get("__name__", "").endswith(
-            (".connections", ".connection")
-        )
+    names = {
+        # Compiled, a function has its class before its name.
+        frame.f_code.co_name.rpartition(".")[2]
         for frame, _ in walk_tb(error.__traceback__)
-    )
+        # asyncmy has "connection".
+        if frame.f_globals.get("__name__", "").endswith((".connections", ".connection"))
+    }
+    # The text of a statement is encoded just before it is sent.
+    is_put_together = isinstance(error, UnicodeEncodeError)
+    return bool(names) and names.isdisjoint(_PREPARING) and not is_put_together
 
 
 def _kill(name: str, number: int, pooled: Any) -> None:
