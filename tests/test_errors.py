@@ -181,6 +181,15 @@ def test_describe_key() -> None:
     assert "origin='JFK', hour=3" == describe_key({"origin": "JFK", "hour": 3})
 
 
+@pytest.mark.parametrize("said", [[1], {}, {1}, True, None])
+def test_odd_words(said: Any) -> None:
+    """What the first argument of a type's error is does not matter."""
+    error = exc.StatementError("refused", "INSERT", None, ValueError(said))
+    wrapped = wrap(error)
+    assert isinstance(wrapped, exc.StatementError)
+    assert not wrapped.retryable
+
+
 def test_statement_is_left_alone() -> None:
     """Wrapping changes nothing of the original."""
     error = exc.StatementError("message", "SELECT 1", {}, ORIGINAL)

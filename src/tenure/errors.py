@@ -424,16 +424,24 @@ _TRANSIENT_CODES = {5, 6}
 
 def _is_transient(error: exc.SQLAlchemyError) -> bool:
     """Whether *error* was caused by concurrent transactions."""
-    original: Any = getattr(error, "orig", None)
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    original = getattr(error, "orig", None)
+    state, number = codes(original)
     if state is not None:
         return state in _TRANSIENT_STATES
-    code = getattr(original, "sqlite_errorcode", None)
-    if code is not None:
+    if number is not None and hasattr(original, "sqlite_errorcode"):
         # The lower byte is the primary code; the rest is detail.
-        return code & 0xFF in _TRANSIENT_CODES
-    numbers: tuple[Any, ...] = getattr(original, "args", ())
-    return bool(numbers) and numbers[0] in _TRANSIENT_NUMBERS
+        return number & 0xFF in _TRANSIENT_CODES
+    return number in _TRANSIENT_NUMBERS
+
+
+def codes(original: Any) -> tuple[str | None, int | None]:
+    """Return the SQLSTATE and the number of a driver's error that a database sent."""
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    number = getattr(original, "sqlite_errorcode", None)
+    if number is None:
+        args: tuple[Any, ...] = getattr(original, "args", ())
+        number = args[0] if args and isinstance(args[0], int) else None
+    return state, number
 
 
 def _reduce(self: DatabaseError) -> tuple[Any, ...]:

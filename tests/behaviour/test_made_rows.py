@@ -28,7 +28,7 @@ from tenure import Database, LoadError, Session, Spec
 
 pytestmark = pytest.mark.every_database
 
-NAMES = ("a", "b", "c", "d", "e")
+NAMES = ("a", "b", "c", "d", "e", "f")
 #: What a row that is there has.
 KEPT = dict.fromkeys(NAMES, "kept")
 
@@ -47,6 +47,7 @@ class Item(Base):
     c: Mapped[str | None] = mapped_column(String(40), server_default="database")
     d: Mapped[str | None] = mapped_column(String(40))
     e: Mapped[str | None] = mapped_column(String(40))
+    f: Mapped[str | None] = mapped_column(String(40), default="python")
 
 
 FEATURES = ("before", "after", "post", "default", "validated", "computed")
@@ -59,10 +60,9 @@ def model(features: frozenset[str]) -> type[Any]:
         "__module__": __name__,
         "__annotations__": {
             "no": int,
-            **dict.fromkeys(["a", "b", "d"], str | None),
-            "c": str | None,
+            **dict.fromkeys("abcdf", str | None),
         },
-        **dict.fromkeys(["a", "b", "d"]),
+        **dict.fromkeys("abdf"),
         "c": "default" if "default" in features else None,
     }
     if "before" in features:
@@ -110,11 +110,10 @@ def expected(
     given = {name for name in NAMES if name in made.model_fields_set | {*computed}}
     if is_there:
         return {name: held[name] if name in given else "kept" for name in NAMES}
-    # What nobody has a value for is left to the database.
-    left = {"c": "database"}
+    # As in a flush, a null becomes the default of its column, also one that was given.
+    default = {"c": "database", "f": "python"}
     return {
-        name: left.get(name) if name not in given and held[name] is None else held[name]
-        for name in NAMES
+        name: default.get(name) if held[name] is None else held[name] for name in NAMES
     }
 
 
@@ -206,8 +205,8 @@ def compare(
     }
 
 
-texts = st.sampled_from(["x", "y", "z"])
-given_names = st.sets(st.sampled_from(["a", "b", "c", "d"])).map(sorted)
+texts = st.sampled_from(["x", "y", None])
+given_names = st.sets(st.sampled_from(["a", "b", "c", "d", "f"])).map(sorted)
 
 
 @settings(
@@ -219,7 +218,7 @@ given_names = st.sets(st.sampled_from(["a", "b", "c", "d"])).map(sorted)
     features=st.frozensets(st.sampled_from(FEATURES)),
     path=st.sampled_from(PATHS),
     names=st.lists(given_names, min_size=3, max_size=3),
-    values=st.lists(texts, min_size=4, max_size=4),
+    values=st.lists(texts, min_size=5, max_size=5),
     is_update=st.booleans(),
 )
 def test_any(
@@ -228,12 +227,12 @@ def test_any(
     features: frozenset[str],
     path: Any,
     names: list[list[str]],
-    values: list[str],
+    values: list[str | None],
     is_update: bool,
 ) -> None:
     if path in TABLES:
         names = [names[0]] * 3
-    said = dict(zip("abcd", values, strict=True))
+    said = dict(zip("abcdf", values, strict=True))
     rows = [{"no": n, **{k: said[k] for k in names[n]}} for n in range(3)]
     compare(db, features, path, rows, [0, 2] if is_update else [], tmp_path)
 

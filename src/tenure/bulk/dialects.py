@@ -14,8 +14,17 @@ from typing import Any
 from sqlalchemy import ARRAY, JSON, Column, Connection, String, bindparam, types
 from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+    StatementError,
+)
 
 from ..engines import begin_late
+from ..errors import codes
 
 _MYSQL = frozenset({"mysql", "mariadb"})
 _PROBE: Any = bindparam("tenure_probe")
@@ -121,3 +130,65 @@ def in_64_bits(values: list[Any]) -> list[Any]:
     if not numbers or (min(numbers) in INTEGERS and max(numbers) in INTEGERS):
         return values
     return [None if type(v) is int and v not in INTEGERS else v for v in values]
+
+
+# What an error is about. Drivers have few classes of errors, and put different ones into
+# them. So codes decide where the database has sent one.
+
+#: What types and drivers raise for a value they cannot take.
+OF_A_VALUE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+
+# Data exceptions. Source: PostgreSQL, "PostgreSQL Error Codes".
+_OF_A_VALUE_STATES = ("22",)
+# Integrity constraints, WITH CHECK OPTION, RAISE of a trigger; datatype_mismatch and
+# cannot_coerce, of a cast; syntax_error, of a text search or the like; limits, as of an
+# entry in an index; internal_error, as extensions call a text that they cannot read.
+_OF_A_ROW_STATES = ("22", "23", "44", "P0001", "42804", "42846", "42601", "54", "XX000")
+# The numbers that MariaDB and MySQL send for the same, where drivers have another class
+# for them. Source: MariaDB, "MariaDB Error Codes"; MySQL, "Server Error Message Reference".
+_OF_A_ROW_NUMBERS = {
+    1118,  # a row too large
+    1241,  # a list where one value belongs
+    1292,  # a text that is no date, or no number
+    1300,  # a text of another character set
+    1411,
+    1416,  # not of a geometry
+    1441,  # a date out of range
+    1644,  # SIGNAL of a trigger
+    1690,  # a number out of range
+    1977,
+    3140,  # not JSON
+    3819,  # CHECK
+    4025,  # CHECK
+}
+
+
+def is_of_value(error: Exception) -> bool:
+    """Whether a column's type, the driver or the database refused a value."""
+    if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+        return error.orig is not None
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OF_A_VALUE)
+    if error.connection_invalidated:
+        return False
+    state, number = codes(error.orig)
+    if state is not None:
+        return state.startswith(_OF_A_VALUE_STATES)
+    by_driver = number is None
+    return by_driver and isinstance(
+        error, (DataError, InterfaceError, ProgrammingError)
+    )
+
+
+def is_of_row(error: Exception) -> bool:
+    """Whether the error is about what a row says, not about the statement."""
+    if is_of_value(error):
+        return True
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return False
+    state, number = codes(error.orig)
+    return (
+        isinstance(error, (IntegrityError, DataError))
+        or (state is not None and state.startswith(_OF_A_ROW_STATES))
+        or number in _OF_A_ROW_NUMBERS
+    )

@@ -354,7 +354,7 @@ class Insertion:
     ) -> None:
         sent = tuple(self.attributes[place].column for place in present)
         target = Target(self.mapper, sent, key=(), on_conflict="raise")
-        copy = Copy(self.connection, target)
+        copy = Copy(self.connection, target, self._place)
         order = self._order(present, columns)
         copy.send_columns([columns[place] for place in present], order, meanwhile)
 

@@ -26,7 +26,7 @@ from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..errors import CommitOutcomeUnknownError, SessionError, said
+from ..errors import CommitOutcomeUnknownError, SessionError, codes, said
 from .abandoned import watch_statements
 from .beside import ask, beside
 
@@ -317,9 +317,9 @@ def _is_lost(engine: Engine, error: BaseException) -> bool:
     """Whether no answer of the server has arrived."""
     if not isinstance(error, Exception) or isinstance(error, (OSError, TimeoutError)):
         return True
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    state, _ = codes(error)
     if state is not None:
-        return str(state).startswith(_LOST)
+        return state.startswith(_LOST)
     if engine.dialect.name == "postgresql":
         return True
     return engine.dialect.is_disconnect(error, None, None)  # type: ignore[arg-type]  # None is not looked at

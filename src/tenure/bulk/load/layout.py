@@ -7,7 +7,9 @@ A :class:`Layout` is worked out once for each set of fields a source gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -79,6 +81,9 @@ class Layout:
                 *((f.name, c) for f in self.references for c in f.local),
             ]
         }
+        self._others: dict[tuple[int, ...], Layout] = {}
+        #: Whether the unit of work is to decide what a null becomes.
+        self.has_null_defaults = False
         #: The columns that an update may change: a default was not given.
         self.given = frozenset(c for c, name in self.names.items() if name in given)
         self.get: Callable[[dict[str, Any]], Row] = (
@@ -86,6 +91,38 @@ class Layout:
             if len(fields) > 1
             else lambda held: tuple([held[name] for name in fields])
         )
+
+    @cached_property
+    def defaulted(self) -> list[int]:
+        """The places of columns in which a flush writes a default for a null."""
+        return [
+            place
+            for place, column in enumerate(self.columns)
+            if not column.type.should_evaluate_none
+            and (
+                column.default is not None
+                or column.server_default is not None
+                or column is getattr(column.table, "autoincrement_column", None)
+            )
+        ]
+
+    def null_at(self, places: tuple[int, ...], *, for_new: bool) -> Layout:
+        """
+        Return the layout of rows that are null at *places*, where there are defaults.
+
+        Args:
+            for_new: Whether all rows are new: the database's defaults are left to it.
+        """
+        other = self._others.get(places)
+        if other is not None:
+            return other
+        other = self._others[places] = copy(self)
+        kept = [c for n, c in enumerate(self.columns) if n not in places]
+        if kept and for_new and all(self.columns[n].default is None for n in places):
+            other.columns = tuple(kept)
+        else:
+            other.has_null_defaults = True
+        return other
 
     def key(self, mapper: Mapper[Any]) -> tuple[Column[Any], ...]:
         """Return the columns of the first identifier the rows have, if any."""
@@ -141,6 +178,29 @@ class Rows:
         if not self.refused:
             return list(range(len(self.records)))
         return [n for n in range(len(self.records)) if n not in self.refused]
+
+    def by_defaults(self, *, for_new: bool) -> Iterator[Rows]:
+        """Yield the rows, made columns, by where they leave a value to a default."""
+        places = [n for n in self.layout.defaulted if None in self.columns[n]]
+        if not places:
+            yield self
+            return
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row in self.kept:
+            nulls = tuple(n for n in places if self.columns[n][row] is None)
+            groups.setdefault(nulls, []).append(row)
+        for nulls, rows in groups.items():
+            layout = (
+                self.layout.null_at(nulls, for_new=for_new) if nulls else self.layout
+            )
+            columns: list[Sequence[Any]] = [
+                [values[n] for n in rows]
+                for column, values in zip(
+                    self.layout.columns, self.columns, strict=True
+                )
+                if column in layout.columns
+            ]
+            yield Rows(layout, [self.records[n] for n in rows], columns=columns)
 
     def only(self, kept: Sequence[int]) -> Rows:
         """Return some of the rows, by position; none of these are columns yet."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, insert
-from sqlalchemy.exc import DataError, IntegrityError, StatementError
+from sqlalchemy import Column, Connection, insert
+from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.orm import Mapper, Session
 
 from ...errors import said
 from ...mapping import identifiers
-from ..dialects import ensure_transaction, orders_alike
+from ..dialects import ensure_transaction, is_of_row, orders_alike
 from ..lookup import Batch, look_up, refused_by_halves
 from ..write import OnConflict, Row, Target, in_key_order
 from .layout import Layout, Rows
@@ -28,9 +28,6 @@ from .spool import folded
 from .writers import Writer, writer
 
 T = TypeVar("T")
-
-#: What types and drivers raise for a value they cannot take.
-OF_A_VALUE = (ValueError, TypeError, ArithmeticError, LookupError)
 
 
 class Attempts:
@@ -69,11 +66,27 @@ class Attempts:
             result = step()
             savepoint.commit()
         except Exception as error:
-            if not _is_of_a_row(error):
+            if not is_of_row(error):
                 raise
             savepoint.rollback()
             return None, error
         return result, None
+
+    def refusal(self, step: Callable[[], object]) -> Exception | None:
+        """Do *step* in a savepoint and undo it; return why a row was refused, if so."""
+        refused: list[Exception] = []
+
+        def tried() -> bool:
+            try:
+                step()
+            except Exception as error:
+                if not is_of_row(error):
+                    raise
+                refused.append(error)
+            return False
+
+        self.done_if(tried)
+        return refused[0] if refused else None
 
     def done_if(self, step: Callable[[], bool]) -> bool:
         """Do *step* in a savepoint; undo it if it says that it is not to stay."""
@@ -88,17 +101,8 @@ class Attempts:
         return is_kept
 
 
-def _is_of_a_row(error: Exception) -> bool:
-    """Whether the error is about what a row says, not about the statement."""
-    if getattr(error, "connection_invalidated", False):
-        return False
-    if isinstance(error, (IntegrityError, DataError)):
-        return True
-    original = error.orig if isinstance(error, StatementError) else error
-    if isinstance(original, OF_A_VALUE):
-        return True
-    # Class 22, data exception: not every driver has a DataError for each of them.
-    return (getattr(original, "sqlstate", None) or "").startswith("22")
+#: How many rejected rows are written again, column by column, to find what was refused.
+MOST_TRIALS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,15 @@ class RefusingWriter:
         self.rejects = rejects
         self.labels = labels
         self.on_conflict = on_conflict
+        self._trials = MOST_TRIALS
         #: What writes rows of each layout, on the connection it is for.
         self._writers: dict[Layout, tuple[Connection, Target, Writer]] = {}
 
     def write(self, batches: Sequence[Rows]) -> None:
         """Write what is not rejected of *batches*, whose columns are made."""
-        for batch, kept in self._in_turns(batches):
+        for_new = self.on_conflict == "raise"
+        parts = [part for each in batches for part in each.by_defaults(for_new=for_new)]
+        for batch, kept in self._in_turns(parts):
             self._write(batch, kept)
 
     def _in_turns(self, batches: Sequence[Rows]) -> Iterator[tuple[Rows, list[int]]]:
@@ -180,7 +187,7 @@ class RefusingWriter:
             kept = self._without_null_keys(batch, target, keys, kept)
         try:
             rows = write.rows(batch.columns)
-        except OF_A_VALUE:
+        except StatementError:
             rows, kept = self._made_apart(_Writing(batch, target, write, []), kept)
         if all(orders_alike(c.type, connection.dialect) for c in target.key):
             kept = list(in_key_order(kept, keys))
@@ -193,7 +200,12 @@ class RefusingWriter:
             target = Target(
                 self.mapper, layout.columns, key, self.on_conflict, layout.given
             )
-            write = writer(self.attempts.session, connection, target)
+            write = writer(
+                self.attempts.session,
+                connection,
+                target,
+                needs_unit_of_work=layout.has_null_defaults,
+            )
             known = self._writers[layout] = connection, target, write
         return known[1:]
 
@@ -208,7 +220,7 @@ class RefusingWriter:
             try:
                 [rows[n]] = writing.writer.rows([[values[n]] for values in columns])
                 made.append(n)
-            except OF_A_VALUE as error:
+            except StatementError as error:
                 self._reject_refused(writing, n, error)
         return rows, made
 
@@ -315,14 +327,55 @@ class RefusingWriter:
         return {n for n, row in zip(asked, existing, strict=True) if row is not None}
 
     def _reject_refused(self, writing: _Writing, origin: int, error: Exception) -> None:
-        batch, target = writing.batch, writing.target
+        columns = self._named(writing, error) or self._tried_out(writing, origin, error)
+        names = [self.labels[writing.batch.layout.names[c]] for c in columns]
+        kind = "integrity" if isinstance(error, IntegrityError) else "data"
+        record, fields = writing.batch.records[origin], ", ".join(dict.fromkeys(names))
+        self.rejects.add(record, fields, kind, said(error))
+
+    def _named(self, writing: _Writing, error: Exception) -> list[Column[Any]]:
+        """Return the columns that the database itself has named."""
+        target, message = writing.target, said(error)
         original = getattr(error, "orig", None) or error
-        message = said(error)
         column = getattr(getattr(original, "diag", None), "column_name", None)
-        fields = [
-            self.labels[batch.layout.names[c]]
+        return [
+            c
             for c in target.columns
             if c.name == column or f"{target.table.name}.{c.name}" in message
         ]
-        kind = "integrity" if isinstance(error, IntegrityError) else "data"
-        self.rejects.add(batch.records[origin], ", ".join(fields), kind, message)
+
+    def _tried_out(
+        self, writing: _Writing, origin: int, error: Exception
+    ) -> list[Column[Any]]:
+        """Return the columns of a row that is not refused, or not so, without them."""
+        if not self._trials:
+            return []
+        self._trials -= 1
+        columns, key = writing.batch.columns, writing.target.key
+        places = [
+            place for place, values in enumerate(columns) if values[origin] is not None
+        ]
+        found, unclear = [], []
+        for place in places:
+            column = writing.target.columns[place]
+            stand_in = None
+            if not column.nullable:
+                stand_in = _another(columns[place], columns[place][origin])
+            if (stand_in is None and not column.nullable) or column in key:
+                unclear.append(column)
+                continue
+            row = [[values[origin]] for values in columns]
+            row[place] = [stand_in]
+
+            def step(row: Sequence[Sequence[Any]] = row) -> None:
+                writing.writer.write(writing.writer.rows(row))
+
+            other = self.attempts.refusal(step)
+            if other is None or said(other) != said(error):
+                found.append(column)
+        return found or (unclear if len(unclear) == 1 else [])
+
+
+def _another(values: Sequence[Any], value: Any) -> Any:
+    """Return the first of *values* that is there and not *value*, if any."""
+    return next((v for v in values if v is not None and v is not value), None)

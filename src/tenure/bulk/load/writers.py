@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Connection,
     bindparam,
+    insert,
     inspect,
     literal_column,
     or_,
@@ -52,9 +53,15 @@ class Writer(Protocol):
         ...
 
 
-def writer(session: Session, connection: Connection, target: Target) -> Writer:
+def writer(
+    session: Session,
+    connection: Connection,
+    target: Target,
+    *,
+    needs_unit_of_work: bool = False,
+) -> Writer:
     """Return the fastest writer that has the effect of the unit of work."""
-    if why_not_bypassed(
+    if needs_unit_of_work or why_not_bypassed(
         session,
         target.mapper,
         on_conflict=target.on_conflict,
@@ -66,9 +73,10 @@ def writer(session: Session, connection: Connection, target: Target) -> Writer:
         return UnitOfWork(session, target) if staged is None else _Staged(staged)
     if not can_copy(connection):
         return _Insert(connection, target)
-    if TableInDatabase(connection, target.table).habits.takes_inserts_only:
+    table = TableInDatabase(connection, target.table)
+    if table.habits.takes_inserts_only:
         return UnitOfWork(session, target)
-    return Copy(connection, target)
+    return Copy(connection, target, table)
 
 
 class UnitOfWork:
@@ -159,15 +167,14 @@ class _Insert(Processed):
 
     def __init__(self, connection: Connection, target: Target) -> None:
         super().__init__(connection, target)
-        self.named = connection.dialect.paramstyle in ("named", "pyformat")
+        self.names = [column.name for column in target.columns]
+        parameters: dict[str, Any] = {n: bindparam(n) for n in self.names}
         #: What tells how many rows were inserted, where one statement also updates.
         self.newest = ""
         if target.on_conflict == "raise":
-            self.statements = [self.sql(self.insert(target.table))]
+            self.statements = [self.sql(insert(target.table).values(parameters))]
             return
-        upsert = sqlite.insert(target.table).values(
-            {column.name: bindparam(column.name) for column in target.columns}
-        )
+        upsert = sqlite.insert(target.table).values(parameters)
         changing = target.changing
         self.statements = [self.sql(upsert.on_conflict_do_nothing(target.key))]
         if target.on_conflict == "skip" or not changing:
@@ -229,7 +236,9 @@ class _Insert(Processed):
         Where the numbers of rows do not tell which of the two was done, in two passes.
         """
         before = self._newest()
-        first, *more = [self._execute(sql, rows) for sql in self.statements]
+        first, *more = [
+            self.send_rows(sql, self.names, rows) for sql in self.statements
+        ]
         created = self._newest() - before if self.newest else first
         left = len(rows) - created
         match self.target.on_conflict:
@@ -245,10 +254,3 @@ class _Insert(Processed):
             return 0
         number: int = self.connection.exec_driver_sql(self.newest).scalar_one()
         return number
-
-    def _execute(self, sql: str, rows: Sequence[Row]) -> int:
-        parameters: Any = rows
-        if self.named:
-            names = [column.name for column in self.target.columns]
-            parameters = [dict(zip(names, row, strict=True)) for row in rows]
-        return self.connection.exec_driver_sql(sql, parameters).rowcount

@@ -7,27 +7,19 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    InterfaceError,
-    ProgrammingError,
-    StatementError,
-)
+from sqlalchemy.exc import DBAPIError
 
+from ...errors import codes
+from ..dialects import is_of_value
 from .postgresql import is_never_refused
 
 Refusal = Literal["denied", "invalid"]
 
 # insufficient_privilege. Source: PostgreSQL, "PostgreSQL Error Codes".
 _DENIED_STATE = "42501"
-# SQLITE_AUTH. Source: SQLite, "Result and Error Codes".
-_DENIED_CODE = 23
-# ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR.
-# Source: MariaDB, "MariaDB Error Codes".
-_DENIED_NUMBERS = (1142, 1143)
-# data_exception, the class.
-_DATA_EXCEPTION = "22"
+# SQLITE_AUTH; ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR.
+# Source: SQLite, "Result and Error Codes"; MariaDB, "MariaDB Error Codes".
+_DENIED_NUMBERS = (23, 1142, 1143)
 
 
 def refusal(error: Exception) -> Refusal | None:
@@ -37,25 +29,11 @@ def refusal(error: Exception) -> Refusal | None:
     ``denied``: the table may not be read. ``invalid``: the type, the driver or the
     database refused one of the keys. ``None``: neither.
     """
-    if not isinstance(error, DBAPIError):
-        # A type refused, or the driver could not write a text or a number.
-        of_type = isinstance(error, StatementError) and error.orig is not None
-        of_driver = isinstance(error, (UnicodeError, OverflowError))
-        return "invalid" if of_type or of_driver else None
-    if error.connection_invalidated:
-        return None
-    original: Any = error.orig
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    code = getattr(original, "sqlite_errorcode", None)
-    number = original.args[0] if original.args else None
-    if state == _DENIED_STATE or code == _DENIED_CODE or number in _DENIED_NUMBERS:
-        return "denied"
-    if state is not None:
-        return "invalid" if state.startswith(_DATA_EXCEPTION) else None
-    # Without a code it comes from the driver, which refused a value.
-    by_driver = code is None and not isinstance(number, int)
-    of_value = isinstance(error, (DataError, InterfaceError, ProgrammingError))
-    return "invalid" if by_driver and of_value else None
+    if isinstance(error, DBAPIError) and not error.connection_invalidated:
+        state, number = codes(error.orig)
+        if state == _DENIED_STATE or number in _DENIED_NUMBERS:
+            return "denied"
+    return "invalid" if is_of_value(error) else None
 
 
 class Recovery:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Integer, bindparam, cast, func, select
-from sqlalchemy import exc as sa_exc
 from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from ..._private import dbapi_errors_of_asyncpg
-from .rows import Processed, Row, Target, Written
+from .rows import Processed, Row, Target, Written, as_statement_error
 from .tables import TableInDatabase, unescaped
 
 
@@ -20,17 +20,19 @@ def _nothing() -> None:
 
 
 class Copy(Processed):
-    """PostgreSQL's COPY into a table."""
+    """PostgreSQL's COPY into a table, which is reached as *table* says."""
 
-    def __init__(self, connection: Connection, target: Target) -> None:
-        super().__init__(connection, target)
+    def __init__(
+        self, connection: Connection, target: Target, table: TableInDatabase
+    ) -> None:
+        super().__init__(connection, target, has_casts=table.habits.has_casts)
         prepare = connection.dialect.identifier_preparer
         self.names = [column.name for column in target.columns]
-        self.table = TableInDatabase(connection, target.table)
+        self.table = table
         self.into = f"{self.table.name} ({', '.join(map(prepare.quote, self.names))})"
 
     def write(self, rows: Sequence[Row]) -> Written:
-        """COPY the rows."""
+        """Write the rows."""
         self.send(rows)
         return Written(created=len(rows))
 
@@ -38,11 +40,15 @@ class Copy(Processed):
         self, rows: Sequence[Row], meanwhile: Callable[[], None] = _nothing
     ) -> None:
         """
-        COPY rows into the table.
+        COPY rows into the table; INSERT them where a cast may change a value.
 
         Args:
             meanwhile: Called when they are sent, while the server writes them.
         """
+        if self.has_casts:
+            self.insert_rows(self.target.table, self.names, rows)
+            meanwhile()
+            return
         copy_rows(
             self.connection,
             self.table.schema,
@@ -60,13 +66,8 @@ class Copy(Processed):
         meanwhile: Callable[[], None],
     ) -> None:
         """:meth:`send` rows that are given by column, in *order*."""
-        try:
-            rows = self.rows(columns)
-            self.send([rows[n] for n in order], meanwhile)
-        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
-            # As SQLAlchemy reports a value that a type refuses.
-            what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
-            raise sa_exc.StatementError(what, self.into, None, error) from error
+        rows = self.rows(columns)
+        self.send([rows[n] for n in order], meanwhile)
 
 
 def draw_keys(
@@ -107,10 +108,17 @@ def copy_rows(
         meanwhile: Called once when they are sent.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: As any statement does.
+        sqlalchemy.exc.StatementError: As any statement does.
     """
     sql = f"COPY {unescaped(connection, into)} FROM STDIN"
     driver: Any = connection.connection.driver_connection
+    is_sent = False
+
+    def then() -> None:
+        nonlocal is_sent
+        is_sent = True
+        meanwhile()
+
     try:
         if connection.dialect.driver == "asyncpg":
             if not driver.is_in_transaction():
@@ -120,13 +128,19 @@ def copy_rows(
                 table, records=rows, columns=list(names), schema_name=schema
             )
             await_only(sending)
-            meanwhile()
+            then()
         elif type(driver).__name__.startswith("Async"):
-            await_only(_send_async(driver, sql, rows, meanwhile))
+            await_only(_send_async(driver, sql, rows, then))
         else:
-            _send(driver, sql, rows, meanwhile)
+            _send(driver, sql, rows, then)
     except Exception as error:
-        raise _translated(connection, sql, error) from error
+        translated = _translated(connection, sql, error)
+        if translated is not error:
+            raise translated from error
+        if is_sent:
+            raise
+        with as_statement_error(sql):
+            raise
     except BaseException as error:
         # Interrupted: what the driver expects next is unknown, so the connection
         # cannot be used again. SQLAlchemy does the same for its own statements.
@@ -155,7 +169,7 @@ def _translated(connection: Connection, sql: str, error: Exception) -> Exception
     disconnect = dialect.is_disconnect(adapted, connection.connection, None)
     if disconnect:
         connection.invalidate(adapted)
-    translated: Exception = sa_exc.DBAPIError.instance(
+    translated: Exception = DBAPIError.instance(
         sql,
         None,
         adapted,

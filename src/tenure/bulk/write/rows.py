@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from types import NoneType
@@ -13,12 +14,14 @@ from sqlalchemy import (
     Column,
     Connection,
     Table,
+    TableClause,
     bindparam,
-    insert,
 )
+from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper
 
-from ..dialects import bind_processors
+from ..dialects import OF_A_VALUE, bind_processors, can_copy
+from .casts import check_of
 
 Row = tuple[Any, ...]
 
@@ -65,6 +68,18 @@ class Target:
         return [c for c in self.columns if c in may and c not in self.key]
 
 
+@contextmanager
+def as_statement_error(
+    statement: str, kinds: tuple[type[Exception], ...] = OF_A_VALUE
+) -> Iterator[None]:
+    """Report what a type or a driver refuses as SQLAlchemy does."""
+    try:
+        yield
+    except kinds as error:
+        what = f"({type(error).__module__}.{type(error).__qualname__}) {error}"
+        raise StatementError(what, statement, None, error) from error
+
+
 def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[int]:
     """
     Return *rows* in the order of their key; *key* has the values by column.
@@ -82,22 +97,62 @@ def in_key_order(rows: Sequence[int], key: Sequence[Sequence[Any]]) -> Sequence[
 
 
 class Processed:
-    """Rows as the driver takes them."""
+    """
+    Rows as the driver takes them.
 
-    def __init__(self, connection: Connection, target: Target) -> None:
+    Attributes:
+        has_casts: Whether an INSERT may write a row otherwise than COPY does.
+    """
+
+    def __init__(
+        self, connection: Connection, target: Target, *, has_casts: bool = False
+    ) -> None:
         self.connection = connection
         self.target = target
-        self.processors = bind_processors(
-            [column.type for column in target.columns], connection.dialect
-        )
+        self.has_casts = has_casts
+        dialect = connection.dialect
+        self.processors = bind_processors([c.type for c in target.columns], dialect)
+        self._checks = [
+            check_of(column, dialect) if can_copy(connection) else None
+            for column in target.columns
+        ]
 
     def rows(self, columns: Sequence[Sequence[Any]]) -> list[Row]:
-        """Return rows, made of columns by the types' bind processors."""
-        ready = [
-            values if processor is None else _mapped(processor, values)
-            for processor, values in zip(self.processors, columns, strict=True)
-        ]
+        """
+        Return rows, made of columns by the types' bind processors.
+
+        Raises:
+            sqlalchemy.exc.StatementError: A type refuses a value.
+        """
+        # A type may be a program's own, and raise anything.
+        with as_statement_error(self.target.table.name, (Exception,)):
+            ready = [
+                values if processor is None else _mapped(processor, values)
+                for processor, values in zip(self.processors, columns, strict=True)
+            ]
+        # Once is enough: an INSERT is right for all rows.
+        self.has_casts = self.has_casts or not all(
+            check is None or check(values)
+            for check, values in zip(self._checks, ready, strict=True)
+        )
         return list(zip(*ready, strict=True))
+
+    def insert_rows(
+        self, into: TableClause, names: Sequence[str], rows: Sequence[Row]
+    ) -> None:
+        """INSERT rows that have the columns *names*."""
+        self.send_rows(
+            self.sql(into.insert().values({name: bindparam(name) for name in names})),
+            names,
+            rows,
+        )
+
+    def send_rows(self, sql: str, names: Sequence[str], rows: Sequence[Row]) -> int:
+        """Execute SQL with the parameters *names* of each row; return the rowcount."""
+        parameters: Any = rows
+        if self.connection.dialect.paramstyle in ("named", "pyformat"):
+            parameters = [dict(zip(names, row, strict=True)) for row in rows]
+        return self.connection.exec_driver_sql(sql, parameters).rowcount
 
     def sql(self, statement: Any) -> str:
         """Return a statement as SQL, with one parameter for each column."""
@@ -109,12 +164,6 @@ class Processed:
             render_schema_translate=bool(schemas),
         )
         return str(compiled)
-
-    def insert(self, into: Table) -> Any:
-        """Return an INSERT of the target's columns."""
-        return insert(into).values(
-            {column.name: bindparam(column.name) for column in self.target.columns}
-        )
 
 
 #: Types whose equal values are written alike; equal datetimes may be in two zones.

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Column, Connection, TwoPhaseTransaction
+from sqlalchemy import Column, Connection, Integer, TwoPhaseTransaction, column, table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.exc import FlushError
 
@@ -53,19 +53,23 @@ def stage(
     """
     if not _can_stage(connection):
         return None
-    table = TableInDatabase(connection, target.table)
-    if table.has_sql_around_values:
+    place = TableInDatabase(connection, target.table)
+    if place.has_sql_around_values:
         return None
     name = connection.dialect.name
+    has_casts = False
     if name == "postgresql":
         if not can_copy(connection):
             return None
-        habits = table.habits
+        habits = place.habits
         # A trigger may change the key of a row, or keep the row out.
         if habits.takes_inserts_only or habits.has_trigger or habits.is_partitioned:
             return None
+        has_casts = habits.has_casts
     kind = _STAGES.get(name)
-    return None if kind is None else kind(connection, target, changing, fetched)
+    if kind is None:
+        return None
+    return kind(connection, target, changing, fetched, has_casts=has_casts)
 
 
 def _can_stage(connection: Connection) -> bool:
@@ -86,8 +90,10 @@ class Stage(Processed, ABC):
         target: Target,
         changing: Sequence[Column[Any]],
         fetched: Sequence[Column[Any]],
+        *,
+        has_casts: bool,
     ) -> None:
-        super().__init__(connection, target)
+        super().__init__(connection, target, has_casts=has_casts)
         prepare = connection.dialect.identifier_preparer
         self.fetched = list(fetched)
         self.table = TableInDatabase(connection, target.table).name
@@ -283,10 +289,15 @@ class _OnPostgresql(Stage):
             f"SELECT 0 AS tenure_line, {self.listed} FROM {self.table} WITH NO DATA"
         )
         self.run(f"TRUNCATE {self.name}")
-        names = ["tenure_line", *(column.name for column in self.target.columns)]
+        columns = [Column("tenure_line", Integer), *self.target.columns]
+        names = [of.name for of in columns]
         into = f"{self.name} (tenure_line, {self.listed})"
         numbered = [(line, *row) for line, row in enumerate(rows)]
-        copy_rows(self.connection, None, self.name, into, names, numbered)
+        if self.has_casts:
+            staged = table(self.name, *(column(of.name, of.type) for of in columns))
+            self.insert_rows(staged, names, numbered)
+        else:
+            copy_rows(self.connection, None, self.name, into, names, numbered)
 
     @property
     def _upsert(self) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, text
 
 from ..dialects import has_sql_around_values
+from .casts import name_of
 
 
 class Habits(NamedTuple):
@@ -20,6 +21,8 @@ class Habits(NamedTuple):
     has_trigger: bool
     #: The rows are in partitions, of which RETURNING gives no system columns.
     is_partitioned: bool
+    #: A column has another type than in the mapping: an INSERT casts what it writes.
+    has_casts: bool
     #: The sequence that alone fills the autoincrement column.
     sequence: str | None
 
@@ -43,6 +46,11 @@ _HABITS = text(
     "'refcursor', 'aclitem', 'txid_snapshot', 'pg_snapshot')))), "
     "EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgtype & 7 = 7), "
     "c.relkind = 'p', "
+    "EXISTS (SELECT FROM unnest(:tenure_names, :tenure_kinds) said (name, kind) "
+    "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = said.name "
+    "JOIN pg_type t ON t.oid = a.atttypid "
+    "LEFT JOIN pg_type b ON b.oid = t.typbasetype "
+    "WHERE coalesce(b.typname, t.typname) <> ALL (string_to_array(said.kind, ' '))), "
     "(SELECT s.name FROM pg_attribute a LEFT JOIN pg_attrdef d "
     "ON d.adrelid = a.attrelid AND d.adnum = a.attnum, "
     # Fails on views.
@@ -52,6 +60,9 @@ _HABITS = text(
     "OR pg_get_expr(d.adbin, d.adrelid) = "
     "format('nextval(%L::regclass)', s.name::regclass::text))) "
     "FROM pg_class c WHERE c.oid = to_regclass(:tenure_table)"
+).bindparams(
+    bindparam("tenure_names", type_=ARRAY(Text)),
+    bindparam("tenure_kinds", type_=ARRAY(Text)),
 )
 
 
@@ -93,16 +104,30 @@ class TableInDatabase:
     def habits(self) -> Habits:
         """What PostgreSQL does there on an INSERT; asks it."""
         if self.has_sql_around_values:
-            return Habits(True, False, False, None)
+            return _INSERTS_ONLY
+        dialect = self.connection.dialect
+        kinds = {column.name: name_of(column, dialect) for column in self.table.c}
+        kinds = {name: kind for name, kind in kinds.items() if kind}
         counter: Any = self.table.autoincrement_column
         names = {
             "tenure_table": self.text,
             "tenure_column": None if counter is None else counter.name,
-            "tenure_binary": self.connection.dialect.driver == "asyncpg",
+            "tenure_binary": dialect.driver == "asyncpg",
+            "tenure_names": list(kinds),
+            "tenure_kinds": list(kinds.values()),
         }
         found = self.connection.execute(_HABITS, names).first()
         # A table that is not there: the INSERT raises the error.
-        return Habits(True, False, False, None) if found is None else Habits(*found)
+        return _INSERTS_ONLY if found is None else Habits(*found)
+
+
+_INSERTS_ONLY = Habits(
+    takes_inserts_only=True,
+    has_trigger=False,
+    is_partitioned=False,
+    has_casts=False,
+    sequence=None,
+)
 
 
 def unescaped(connection: Connection, sql: str) -> str:
