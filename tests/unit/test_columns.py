@@ -202,7 +202,7 @@ def tables(
 
 
 def checker(model: type[Spec[Any]], records: Records) -> Checker:
-    layouts = Layouts(model, inspect(Thing), "raise")
+    layouts = Layouts(model, inspect(Thing), "raise", "sqlite")
     rejects = Rejects(LoadReport(into="Thing"), RejectsFile(None), records.header)
     validator = RowValidator(model, json=False)
     return Checker(records, layouts, rejects, validator)

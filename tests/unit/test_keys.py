@@ -29,8 +29,8 @@ from tenure.mapping.keys import (
     columns_of,
     identifiers,
     mapper_of,
-    unique_column_sets,
 )
+from tenure.mapping.unique import unique_column_sets
 from tests.fixtures import kinds, models
 from tests.fixtures.models import (
     Author,

@@ -120,6 +120,15 @@ def comparable(column: Column[Any], dialect: Dialect) -> str:
     return f"{{0}} {exact}" if collated else "{0}"
 
 
+def any_of(conditions: Sequence[str]) -> str:
+    """Return SQL for "one of *conditions* holds", as a tree that is not deep."""
+    if len(conditions) < 3:
+        return " OR ".join(conditions)
+    half = len(conditions) // 2
+    # SQLite takes a tree of a thousand levels.
+    return f"({any_of(conditions[:half])}) OR ({any_of(conditions[half:])})"
+
+
 #: Integers that fit into 64 bits.
 INTEGERS = range(-(2**63), 2**63)
 
@@ -141,9 +150,13 @@ OF_A_VALUE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErro
 # Data exceptions. Source: PostgreSQL, "PostgreSQL Error Codes".
 _OF_A_VALUE_STATES = ("22",)
 # Integrity constraints, WITH CHECK OPTION, RAISE of a trigger; datatype_mismatch and
-# cannot_coerce, of a cast; syntax_error, of a text search or the like; limits, as of an
-# entry in an index; internal_error, as extensions call a text that they cannot read.
-_OF_A_ROW_STATES = ("22", "23", "44", "P0001", "42804", "42846", "42601", "54", "XX000")
+# cannot_coerce, of a cast; syntax_error, of a text search or the like; the limits of an
+# entry in an index, and of depth; internal_error, as extensions call a text that they
+# cannot read.
+_OF_A_ROW_STATES = (
+    *("22", "23", "44", "P0001", "42601", "42804", "42846"),
+    *("54000", "54001", "XX000"),
+)
 # The numbers that MariaDB and MySQL send for the same, where drivers have another class
 # for them. Source: MariaDB, "MariaDB Error Codes"; MySQL, "Server Error Message Reference".
 _OF_A_ROW_NUMBERS = {

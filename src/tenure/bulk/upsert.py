@@ -1,7 +1,7 @@
 """
 Write values whose row may exist, by key.
 
-Most are upserted by way of a staged table; see :mod:`.write.staging`. For the others the
+Most are upserted by way of a staged table; see :mod:`.write.stages`. For the others the
 row is looked up, and the unit of work writes what differs.
 """
 

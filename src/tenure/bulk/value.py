@@ -280,9 +280,12 @@ def _identifier_of(instance: Any) -> Shape | None:
 
 
 def complete_identifiers(entity: type[Any], held: Mapping[str, Any]) -> Iterator[Shape]:
-    """Yield the identifiers all of whose attributes are in *held* and not null."""
+    """Yield the identifiers all of whose attributes are in *held*, and name a row."""
     for names, shape in identifiers(entity).spellings.items():
-        if all(held.get(name) is not None for name in names):
+        nulls = [name for name in names if held.get(name) is None]
+        if not nulls or (
+            shape.nulls_are_equal and len(nulls) < len(names) and held.keys() >= names
+        ):
             yield shape
 
 

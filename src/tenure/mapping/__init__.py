@@ -29,11 +29,13 @@ from .keys import (
     reverse_sides,
     with_bases,
 )
+from .unique import UniqueKey, unique_keys
 
 __all__ = [
     "Identifiers",
     "Part",
     "Shape",
+    "UniqueKey",
     "annotation",
     "begin",
     "check_writable",
@@ -53,5 +55,6 @@ __all__ = [
     "readable_columns",
     "reverse_sides",
     "settable_columns",
+    "unique_keys",
     "with_bases",
 ]

@@ -16,7 +16,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
-from sqlalchemy import Column, ColumnElement, Table, UniqueConstraint, event, inspect
+from sqlalchemy import Column, ColumnElement, Table, event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import (
     ColumnProperty,
@@ -29,6 +29,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ..errors import LoadError
+from .unique import unique_column_sets, unique_keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +86,16 @@ class Shape:
     def is_nested(self) -> bool:
         """Whether an attribute of the key is a reference itself."""
         return any(part.target is not None for part in self.parts)
+
+    @cached_property
+    def nulls_are_equal(self) -> bool:
+        """Whether a key that is null in part names one row at most."""
+        return any(
+            key.nulls_are_equal and set(key.columns) == set(self.columns)
+            for table in self.mapper.tables
+            if isinstance(table, Table)
+            for key in unique_keys(table)
+        )
 
     @cached_property
     def adapters(self) -> tuple[TypeAdapter[Any] | None, ...]:
@@ -266,36 +277,6 @@ class Identifiers:
             for table in self.mapper.tables
             if isinstance(table, Table)
         )
-
-
-def unique_column_sets(table: Table) -> Iterator[tuple[Column[Any], ...]]:
-    """
-    Yield the columns of each unique constraint and unique index, the best key first.
-
-    Keys that are never null are better, then those of fewer columns.
-    """
-    found = [
-        tuple(constraint.columns)
-        for constraint in table.constraints
-        if isinstance(constraint, UniqueConstraint)
-    ]
-    for index in table.indexes:
-        partial = any(
-            option.get("where") is not None for option in index.dialect_options.values()
-        )
-        # An index of an expression, or of some of the rows, identifies no row.
-        plain = all(isinstance(part, Column) for part in index.expressions)
-        if index.unique and not partial and plain:
-            found.append(tuple(index.columns))
-    # Table.constraints is a set: sort by name, too, so that the order is stable.
-    found.sort(
-        key=lambda columns: (
-            any(column.nullable for column in columns),
-            len(columns),
-            [column.name for column in columns],
-        )
-    )
-    yield from found
 
 
 def with_bases(shape: Shape) -> Iterator[Shape]:

@@ -14,12 +14,12 @@ from operator import itemgetter
 from typing import Any
 
 from pydantic import AliasChoices, AliasPath
-from sqlalchemy import Column
+from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ...errors import LoadError
-from ...mapping import columns_of, identifiers
+from ...mapping import UniqueKey, columns_of, identifiers, unique_keys
 from ...models import check_fields, computed_attributes, is_composed
 from ..write import OnConflict, Row
 from .sources import Record
@@ -81,6 +81,12 @@ class Layout:
                 *((f.name, c) for f in self.references for c in f.local),
             ]
         }
+        #: The columns of what identifies the rows, if anything does.
+        self.key: tuple[Column[Any], ...] = ()
+        #: The index that does, where it is not all of these columns of all rows.
+        self.unique: UniqueKey | None = None
+        #: Whether a key that is null in part identifies one row.
+        self.nulls_are_equal = False
         self._others: dict[tuple[int, ...], Layout] = {}
         #: Whether the unit of work is to decide what a null becomes.
         self.has_null_defaults = False
@@ -120,19 +126,44 @@ class Layout:
         kept = [c for n, c in enumerate(self.columns) if n not in places]
         if kept and for_new and all(self.columns[n].default is None for n in places):
             other.columns = tuple(kept)
+            # A key may be what the default makes.
+            other.key = self.key if set(self.key) <= set(kept) else ()
         else:
             other.has_null_defaults = True
         return other
 
-    def key(self, mapper: Mapper[Any]) -> tuple[Column[Any], ...]:
-        """Return the columns of the first identifier the rows have, if any."""
-        known = identifiers(mapper)
-        present = set(self.columns)
-        for names in known.names:
-            columns = tuple(c for name in names for c in known.part(name).columns)
-            if present.issuperset(columns) and known.is_unique_in_database(columns):
-                return columns
-        return ()
+    def find_key(self, mapper: Mapper[Any], dialect: str, *, for_upsert: bool) -> None:
+        """
+        Set what identifies the rows: an identifier that the database keeps unique.
+
+        An upsert can also go by an index of some of the rows, or of expressions, or by
+        what is only declared.
+        """
+        known, present = identifiers(mapper), set(self.columns)
+        shapes = [known.shape(names) for names in known.names]
+        shapes = [shape for shape in shapes if present.issuperset(shape.columns)]
+        is_on_postgresql = dialect == "postgresql"
+        for shape in shapes:
+            if known.is_unique_in_database(shape.columns):
+                self.key = shape.columns
+                self.nulls_are_equal = is_on_postgresql and shape.nulls_are_equal
+                return
+        if not for_upsert:
+            return
+        for unique in _indexes(mapper):
+            if present.issuperset(unique.columns) and not unique.why_not_named(dialect):
+                self.key, self.unique = unique.columns, unique
+                self.nulls_are_equal = is_on_postgresql and unique.nulls_are_equal
+                return
+        if shapes:
+            self.key = shapes[0].columns
+
+
+def _indexes(mapper: Mapper[Any]) -> Iterator[UniqueKey]:
+    """Yield the unique indexes of a class that identify no row of all of them."""
+    for table in mapper.tables:
+        if isinstance(table, Table):
+            yield from (key for key in unique_keys(table) if not key.is_plain)
 
 
 def _reference_field(
@@ -220,9 +251,14 @@ class Layouts:
     """
 
     def __init__(
-        self, into: type[Any], mapper: Mapper[Any], on_conflict: OnConflict
+        self,
+        into: type[Any],
+        mapper: Mapper[Any],
+        on_conflict: OnConflict,
+        dialect: str,
     ) -> None:
         check_fields(into, mapper)
+        self.dialect = dialect
         self.into = into
         self.mapper = mapper
         self.on_conflict = on_conflict
@@ -325,15 +361,27 @@ class Layouts:
             given_here = present.union(self._composed, self.computed)
             layout = Layout(self.mapper, fields, given_here)
             self._made[present, others] = layout
-            if self.on_conflict != "raise" and not layout.key(self.mapper):
-                names = identifiers(self.mapper).names
-                raise LoadError(
-                    f"on_conflict={self.on_conflict!r} needs a unique key of "
-                    f"{self.mapper.class_.__name__} among the fields "
-                    f"({', '.join(layout.fields)}); its keys are "
-                    + " or ".join(f"({', '.join(key)})" for key in names)
-                )
+            for_upsert = self.on_conflict != "raise"
+            layout.find_key(self.mapper, self.dialect, for_upsert=for_upsert)
+            if for_upsert and not layout.key:
+                raise LoadError(self._lacks_key(layout))
         return layout
+
+    def _lacks_key(self, layout: Layout) -> str:
+        keys = [f"({', '.join(names)})" for names in identifiers(self.mapper).names]
+        unusable = []
+        for unique in _indexes(self.mapper):
+            why = unique.why_not_named(self.dialect)
+            if why:
+                unusable.append(f"; the index {unique.name} on {unique} is none: {why}")
+            else:
+                keys.append(str(unique))
+        return (
+            f"on_conflict={self.on_conflict!r} needs a unique key of "
+            f"{self.mapper.class_.__name__} among the fields "
+            f"({', '.join(layout.fields)}); its keys are {' or '.join(keys)}"
+            + "".join(unusable)
+        )
 
 
 def _accepted(model: type[Any], name: str) -> set[str]:

@@ -16,9 +16,9 @@ from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
 
-from sqlalchemy import Table, insert
+from sqlalchemy import Engine, Table, insert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session
 
 from ..._private import is_committed
 from ...errors import LoadError, RejectedRowsError
@@ -134,9 +134,12 @@ def _told(
 
 def _database_file(session: Session, into: type[Any]) -> str | None:
     """Return the file of the database that rows go to, if it is SQLite."""
-    mapper = mapper_of(entity_of(into))
-    engine = session.get_bind(mapper, clause=insert(mapper)).engine
+    engine = _engine_of(session, mapper_of(entity_of(into)))
     return engine.url.database if engine.dialect.name == "sqlite" else None
+
+
+def _engine_of(session: Session, mapper: Mapper[Any]) -> Engine:
+    return session.get_bind(mapper, clause=insert(mapper)).engine
 
 
 def _is_one_file(source: Any, rejects: Any) -> bool:
@@ -170,7 +173,8 @@ class _Loader:
         on_conflict = options.on_conflict
         self.commits_batches = options.commit == "batch" and not options.dry_run
         self.mapper = mapper_of(entity_of(into))
-        self.layouts = Layouts(into, self.mapper, on_conflict)
+        dialect = _engine_of(session, self.mapper).dialect.name
+        self.layouts = Layouts(into, self.mapper, on_conflict, dialect)
         self.report = LoadReport(
             into=self.mapper.class_.__name__,
             bytes_total=records.total,

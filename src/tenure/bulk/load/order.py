@@ -302,7 +302,7 @@ def _spellings(mapper: Mapper[Any], layout: Layout) -> list[tuple[str, ...]]:
 
 def _key_names(mapper: Mapper[Any], layout: Layout) -> tuple[str, ...]:
     """Return the attributes of the identifier that rows of *layout* conflict by."""
-    columns = layout.key(mapper)
+    columns = layout.key
     wanted = {layout.names[column] for column in columns}
     return next(
         (names for names in _spellings(mapper, layout) if set(names) == wanted), ()

@@ -8,12 +8,12 @@ those that are refused, and rejects them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, insert
+from sqlalchemy import Column, Connection, Table, insert
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.orm import Mapper, Session
 
@@ -21,7 +21,7 @@ from ...errors import said
 from ...mapping import identifiers
 from ..dialects import ensure_transaction, is_of_row, orders_alike
 from ..lookup import Batch, look_up, refused_by_halves
-from ..write import OnConflict, Row, Target, in_key_order
+from ..write import Deferred, OnConflict, Row, Target, Written, in_key_order
 from .layout import Layout, Rows
 from .report import LoadReport, Rejects
 from .spool import folded
@@ -112,7 +112,15 @@ class _Writing:
     batch: Rows
     target: Target
     writer: Writer
+    deferred: Deferred | None
     rows: list[Row]
+
+    def write(self, rows: Sequence[Row], values: Iterable[Sequence[Any]]) -> Written:
+        """Write rows, whose *values* are given by column, and check them."""
+        written = self.writer.write(rows)
+        if self.deferred is not None:
+            self.deferred.check(self.target.columns, values)
+        return written
 
 
 class RefusingWriter:
@@ -135,6 +143,14 @@ class RefusingWriter:
         self._trials = MOST_TRIALS
         #: What writes rows of each layout, on the connection it is for.
         self._writers: dict[Layout, tuple[Connection, Target, Writer]] = {}
+        self._deferred: Deferred | None = None
+        #: Whether the mapping has a foreign key that is checked late.
+        self._defers = any(
+            key.initially
+            for table in self.mapper.tables
+            if isinstance(table, Table)
+            for key in table.foreign_key_constraints
+        )
 
     def write(self, batches: Sequence[Rows]) -> None:
         """Write what is not rejected of *batches*, whose columns are made."""
@@ -153,7 +169,7 @@ class RefusingWriter:
         if len(batches) < 2:
             yield from ((batch, batch.kept) for batch in batches)
             return
-        keys = [batch.layout.key(self.mapper) for batch in batches]
+        keys = [batch.layout.key for batch in batches]
         rows = sorted(
             (batch.records[n][0], place, n)
             for place, batch in enumerate(batches)
@@ -164,7 +180,7 @@ class RefusingWriter:
         for _, place, n in rows:
             batch, key = batches[place], keys[place]
             values = [batch.columns[batch.layout.columns.index(c)][n] for c in key]
-            named = key and None not in values
+            named = key and (batch.layout.nulls_are_equal or None not in values)
             # Folded, since the database may call them equal; one turn too many is harmless.
             token = (key, *map(folded, values)) if named else None
             turn = 0 if token is None else seen[token]
@@ -185,20 +201,32 @@ class RefusingWriter:
         keys = [batch.columns[place] for place in places]
         if self.on_conflict != "raise":
             kept = self._without_null_keys(batch, target, keys, kept)
+        if self._defers or connection.dialect.name == "postgresql":
+            if self._deferred is None or self._deferred.connection is not connection:
+                self._deferred = Deferred(connection, self.mapper.tables)
+        writing = _Writing(batch, target, write, self._deferred, [])
         try:
             rows = write.rows(batch.columns)
         except StatementError:
-            rows, kept = self._made_apart(_Writing(batch, target, write, []), kept)
-        if all(orders_alike(c.type, connection.dialect) for c in target.key):
+            rows, kept = self._made_apart(writing, kept)
+        is_ordered = batch.layout.unique is None or batch.layout.unique.is_of_columns
+        # Keys that differ here may be equal in an index of expressions.
+        if is_ordered and all(
+            orders_alike(c.type, connection.dialect) for c in target.key
+        ):
             kept = list(in_key_order(kept, keys))
-        self._attempt(_Writing(batch, target, write, rows), kept)
+        self._attempt(replace(writing, rows=rows), kept)
 
     def _writer(self, layout: Layout, connection: Connection) -> tuple[Target, Writer]:
         known = self._writers.get(layout)
         if known is None or known[0] is not connection:
-            key = layout.key(self.mapper)
             target = Target(
-                self.mapper, layout.columns, key, self.on_conflict, layout.given
+                self.mapper,
+                layout.columns,
+                layout.key,
+                self.on_conflict,
+                layout.given,
+                layout.unique,
             )
             write = writer(
                 self.attempts.session,
@@ -227,6 +255,8 @@ class RefusingWriter:
     def _without_null_keys(
         self, batch: Rows, target: Target, keys: list[Any], kept: list[int]
     ) -> list[int]:
+        if batch.layout.nulls_are_equal:
+            return kept
         for column, values in zip(target.key, keys, strict=True):
             if None not in values:
                 continue
@@ -256,7 +286,8 @@ class RefusingWriter:
     def _written(self, writing: _Writing, origins: Sequence[int]) -> Exception | None:
         """Write rows and count them, or give the error about one of them."""
         rows = [writing.rows[n] for n in origins]
-        written, error = self.attempts.tried(lambda: writing.writer.write(rows))
+        values = ([values[n] for n in origins] for values in writing.batch.columns)
+        written, error = self.attempts.tried(lambda: writing.write(rows, values))
         if written is not None:
             report = self.report
             report.created += written.created
@@ -368,7 +399,7 @@ class RefusingWriter:
             row[place] = [stand_in]
 
             def step(row: Sequence[Sequence[Any]] = row) -> None:
-                writing.writer.write(writing.writer.rows(row))
+                writing.write(writing.writer.rows(row), row)
 
             other = self.attempts.refusal(step)
             if other is None or said(other) != said(error):

@@ -17,14 +17,13 @@ from sqlalchemy import (
     bindparam,
     insert,
     inspect,
-    literal_column,
-    or_,
+    text,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
-from ...mapping import new_instance
-from ..dialects import can_copy, comparable
+from ...mapping import UniqueKey, new_instance
+from ..dialects import any_of, can_copy, comparable
 from ..save import FlushOptions, flush
 from ..value import Value
 from ..write import (
@@ -68,12 +67,16 @@ def writer(
         columns=target.columns,
     ):
         return UnitOfWork(session, target)
+    table = TableInDatabase(connection, target.table)
+    unique = None if target.on_conflict == "raise" else table.unique(target)
+    if target.on_conflict != "raise" and unique is None:
+        # What keeps the rows unique cannot be named, so they are looked up.
+        return UnitOfWork(session, target)
     if target.on_conflict != "raise" and connection.dialect.name != "sqlite":
         staged = stage(connection, target, target.changing)
         return UnitOfWork(session, target) if staged is None else _Staged(staged)
     if not can_copy(connection):
-        return _Insert(connection, target)
-    table = TableInDatabase(connection, target.table)
+        return _Insert(connection, target, unique)
     if table.habits.takes_inserts_only:
         return UnitOfWork(session, target)
     return Copy(connection, target, table)
@@ -165,29 +168,33 @@ class _Staged:
 class _Insert(Processed):
     """The driver's ``executemany``."""
 
-    def __init__(self, connection: Connection, target: Target) -> None:
+    def __init__(
+        self, connection: Connection, target: Target, unique: UniqueKey | None
+    ) -> None:
         super().__init__(connection, target)
         self.names = [column.name for column in target.columns]
         parameters: dict[str, Any] = {n: bindparam(n) for n in self.names}
         #: What tells how many rows were inserted, where one statement also updates.
         self.newest = ""
-        if target.on_conflict == "raise":
+        if unique is None:
             self.statements = [self.sql(insert(target.table).values(parameters))]
             return
         upsert = sqlite.insert(target.table).values(parameters)
         changing = target.changing
-        self.statements = [self.sql(upsert.on_conflict_do_nothing(target.key))]
+        where = unique.where.get(connection.dialect.name)
+        conflict: Any = {"index_elements": unique.elements, "index_where": where}
+        self.statements = [self.sql(upsert.on_conflict_do_nothing(**conflict))]
         if target.on_conflict == "skip" or not changing:
             return
-        differs: list[Any] = [
-            literal_column(f"{form.format(name)} IS NOT {form.format(excluded)}")
+        differs = [
+            f"{form.format(name)} IS NOT {form.format(excluded)}"
             for form, name, excluded in self._compared(changing)
         ]
         update = self.sql(
             upsert.on_conflict_do_update(
-                target.key,
+                **conflict,
                 set_={c.name: upsert.excluded[c.name] for c in changing},
-                where=or_(*differs),
+                where=text(any_of(differs)),
             )
         )
         counter: Any = target.table.autoincrement_column

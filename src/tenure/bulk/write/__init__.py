@@ -13,6 +13,7 @@ from .bypass import (
     why_not_bypassed,
 )
 from .copy import Copy, draw_keys
+from .deferred import Deferred
 from .locks import take_write_lock, take_write_locks
 from .others import begin_savepoint, flush_others
 from .rows import (
@@ -23,7 +24,8 @@ from .rows import (
     in_key_order,
     one_zone,
 )
-from .staging import Outcome, Stage, stage
+from .stages import stage
+from .staging import Outcome, Stage
 from .tables import Habits, TableInDatabase
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "NOT_SET",
     "Attribute",
     "Copy",
+    "Deferred",
     "Habits",
     "OnConflict",
     "Outcome",

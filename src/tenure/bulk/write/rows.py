@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Mapper
 
+from ...mapping import UniqueKey
 from ..dialects import OF_A_VALUE, bind_processors, can_copy
 from .casts import check_of
 
@@ -53,6 +54,8 @@ class Target:
     on_conflict: Literal["raise", "update", "skip"]
     #: What an update may change, beside the key; ``None``: all of the columns.
     given: frozenset[Column[Any]] | None = None
+    #: What keeps rows unique, if it is not simply the key.
+    unique: UniqueKey | None = None
 
     @property
     def table(self) -> Table:
@@ -65,7 +68,8 @@ class Target:
     def changing(self) -> list[Column[Any]]:
         """The columns an update may change."""
         may = self.columns if self.given is None else self.given
-        return [c for c in self.columns if c in may and c not in self.key]
+        fixed = self.key if self.unique is None else self.unique.elements
+        return [c for c in self.columns if c in may and all(c is not e for e in fixed)]
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, text
 
+from ...mapping import UniqueKey, unique_keys
 from ..dialects import has_sql_around_values
 from .casts import name_of
+from .rows import Target
 
 
 class Habits(NamedTuple):
@@ -99,6 +101,38 @@ class TableInDatabase:
         """Whether a type has a ``bind_expression``, which only statements render."""
         dialect = self.connection.dialect
         return any(has_sql_around_values(of.type, dialect) for of in self.table.c)
+
+    def unique(self, target: Target) -> UniqueKey | None:
+        """
+        Return what an upsert of *target* goes by; ``None``: nothing that can be named.
+
+        That is a constraint or an index which the database checks at once.
+        """
+        if target.unique is not None:
+            return target.unique
+        key = set(target.key)
+        dialect = self.connection.dialect.name
+        if key == set(self.table.primary_key.columns):
+            return UniqueKey(None, target.key, target.key, {})
+        return next(
+            (
+                each
+                for each in unique_keys(self.table)
+                if each.is_plain
+                and key == set(each.columns)
+                and not each.why_not_named(dialect)
+            ),
+            None,
+        )
+
+    def sql_of(self, element: Any) -> str:
+        """Return a column, or an expression of an index, as SQL without its table."""
+        dialect = self.connection.dialect
+        compiler: Any = dialect.statement_compiler(dialect, None)
+        sql: str = compiler.process(
+            element.self_group(), include_table=False, literal_binds=True
+        )
+        return sql
 
     @cached_property
     def habits(self) -> Habits:
