@@ -350,10 +350,16 @@ class TestRefused:
         assert "{'id': …}" in message
         assert "Key('id')" in message
 
-    @pytest.mark.parametrize("given", [True, 1.0, b"1", Decimal(1)], ids=repr)
-    def test_loose(self, given: Any) -> None:
-        """What merely equals a number is no integer key, and bytes are no text."""
-        accepted = isinstance(given, Decimal)
+    @pytest.mark.parametrize(
+        ("given", "accepted"),
+        [
+            *[(True, False), (b"1", False), (1.5, False), (float("nan"), False)],
+            *[(Decimal(1), True), (1.0, True), (2.0**53, True), (2.0**53 + 2, False)],
+        ],
+        ids=repr,
+    )
+    def test_loose(self, given: Any, accepted: bool) -> None:
+        """A float without a fraction is an integer, as long as it is exact."""
         for form in (given, {"id": given}):
             try:
                 found = reference(form)

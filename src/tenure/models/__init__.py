@@ -5,6 +5,7 @@ from .resource import (
     Spec,
     as_attribute,
     check_fields,
+    composed_fields,
     computed_attributes,
     defaulted_fields,
     entity_of,
@@ -12,6 +13,7 @@ from .resource import (
     instances_in,
     is_composed,
     is_spec_schema,
+    unwritten_fields,
 )
 from .unconnected import (
     Unconnected,
@@ -32,6 +34,7 @@ __all__ = [
     "as_attribute",
     "assign",
     "check_fields",
+    "composed_fields",
     "computed_attributes",
     "connect",
     "connect_all",
@@ -46,4 +49,5 @@ __all__ = [
     "items_of",
     "lift",
     "unconnected_in",
+    "unwritten_fields",
 ]

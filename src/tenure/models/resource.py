@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, ForwardRef, Generic, Self, TypeVar, cast, get_args
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
@@ -127,7 +128,8 @@ class Spec(BaseModel, Generic[T]):
             number: int
             origin: Ref[Airport]
 
-    Fields have the names of attributes; an alias is the name in the input.
+    Fields have the names of attributes; an alias is the name in the input. One that a
+    ``Key`` is composed of, or that says ``exclude=True``, need not be an attribute.
 
     Raises:
         LoadError: When the class is made: the mapped class has no such attribute.
@@ -188,11 +190,15 @@ def given_fields(spec: Spec[Any]) -> dict[str, Any]:
     columns of the mapped class.
     """
     kind, held, given = type(spec), spec.__dict__, spec.model_fields_set
+    unwritten, composed = unwritten_fields(kind), composed_fields(kind)
     found = {
         name: held[name]
         for name in kind.model_fields
-        if name in given or held[name] is not None
+        if (name in given or held[name] is not None) and name not in unwritten
     }
+    for name, parts in composed.items():
+        if not given.isdisjoint(parts):
+            found[name] = held[name]
     for name in computed_attributes(kind):
         found[name] = getattr(spec, name)
     return found
@@ -212,7 +218,50 @@ def defaulted_fields(spec: Spec[Any]) -> frozenset[str]:
 
 def is_composed(field: FieldInfo) -> bool:
     """Whether a field takes its key from other fields."""
-    return any(isinstance(item, Key) and item.composed for item in field.metadata)
+    return bool(_parts_of(field))
+
+
+def _parts_of(field: FieldInfo) -> frozenset[str]:
+    return frozenset(
+        part
+        for item in field.metadata
+        if isinstance(item, Key)
+        for part in item.composed.values()
+    )
+
+
+_composed: WeakKeyDictionary[type[BaseModel], dict[str, frozenset[str]]]
+_composed = WeakKeyDictionary()
+
+
+def composed_fields(model: type[BaseModel]) -> dict[str, frozenset[str]]:
+    """Return the fields of *model* that take their key from others, and from which."""
+    found = _composed.get(model)
+    if found is None:
+        parts = {name: _parts_of(info) for name, info in model.model_fields.items()}
+        found = _composed[model] = {name: of for name, of in parts.items() if of}
+    return found
+
+
+_unwritten: WeakKeyDictionary[type[BaseModel], frozenset[str]] = WeakKeyDictionary()
+
+
+def unwritten_fields(model: type[BaseModel]) -> frozenset[str]:
+    """
+    Return the fields of a ``Spec`` that are no attributes of its class, on purpose.
+
+    A key is composed of them, or they say ``exclude=True``.
+    """
+    found = _unwritten.get(model)
+    if found is None:
+        entity = mapper_of(entity_of(model)).class_
+        parts = frozenset().union(*composed_fields(model).values())
+        found = _unwritten[model] = frozenset(
+            name
+            for name, field in model.model_fields.items()
+            if (name in parts or field.exclude) and not hasattr(entity, name)
+        )
+    return found
 
 
 def computed_attributes(model: type[BaseModel]) -> tuple[str, ...]:
@@ -290,16 +339,12 @@ def _refuse_unknown(model: type[BaseModel], mapper: Any) -> None:
     if not isinstance(mapper, Mapper):
         return
     known = mapper.all_orm_descriptors.keys()
-    parts = {
-        part
-        for field in model.model_fields.values()
-        for item in field.metadata
-        if isinstance(item, Key) and item.composed
-        for part in item.composed.values()
-    }
+    parts = frozenset().union(*composed_fields(model).values())
     for name, field in model.model_fields.items():
         # Parts of a composed key need not be attributes.
-        if name in known or name in parts or hasattr(mapper.class_, name):
+        if name in known or name in parts or field.exclude:
+            continue
+        if hasattr(mapper.class_, name):
             continue
         if mapper.configured or not _may_refer(field.annotation):
             raise LoadError(
@@ -324,10 +369,12 @@ def check_fields(model: type[BaseModel], mapper: Mapper[Any]) -> None:
     Raises:
         LoadError: A field is not.
     """
+    unwritten = unwritten_fields(model)
     for name in model.model_fields:
-        if name not in mapper.attrs:
+        if name not in mapper.attrs and name not in unwritten:
             raise LoadError(
                 f"{model.__name__}.{name} is no attribute of "
                 f"{mapper.class_.__name__}, which has "
-                f"{', '.join(mapper.attrs.keys())}"
+                f"{', '.join(mapper.attrs.keys())}; one that only validators need "
+                f"says Field(exclude=True)"
             )

@@ -197,7 +197,7 @@ class ReferenceValidator:
                 nested = ReferenceValidator(part.target.class_)
                 self._nested[part.name] = nested
             return nested.reference(value, registry)
-        except (ValidationError, UnicodeEncodeError, PydanticCustomError) as error:
+        except _INVALID as error:
             kind = getattr(error, "type", "reference_key")
             raise PydanticCustomError(
                 kind,
@@ -260,18 +260,25 @@ class ReferenceValidator:
 # Conversions that Pydantic does in lax mode, but that make one key of several.
 _NEVER: dict[type[Any], tuple[type[Any], ...]] = {
     bool: (int, float, Decimal),
-    float: (int,),
     bytes: (str, int, float, Decimal),
 }
 
 
 #: Raised for a value that does not fit a column.
-_INVALID = (ValidationError, UnicodeEncodeError)
+_INVALID = (ValidationError, UnicodeEncodeError, PydanticCustomError)
+
+#: Beyond it, a float may stand for several integers.
+_MOST_EXACT = 2**53
 
 
 def _validated(column: Column[Any], adapter: TypeAdapter[Any], value: Any) -> Any:
     """Return *value* converted to the type of *column*, or raise ``_INVALID``."""
-    strict = column_type(column) in _NEVER.get(type(value), ())
+    kind = column_type(column)
+    if kind is int and isinstance(value, float) and abs(value) > _MOST_EXACT:
+        raise PydanticCustomError(
+            "reference_float", "a float of this size may stand for several integers"
+        )
+    strict = kind in _NEVER.get(type(value), ())
     found = adapter.validate_python(value, strict=strict or None)
     if type(found) is str and not found.isascii():
         # Raises for half of a surrogate pair, which no database can store.

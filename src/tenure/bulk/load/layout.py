@@ -20,7 +20,12 @@ from sqlalchemy.orm.interfaces import MANYTOONE
 
 from ...errors import LoadError
 from ...mapping import UniqueKey, columns_of, identifiers, unique_keys
-from ...models import check_fields, computed_attributes, is_composed
+from ...models import (
+    check_fields,
+    composed_fields,
+    computed_attributes,
+    unwritten_fields,
+)
 from ..write import OnConflict, Row
 from .sources import Record
 
@@ -46,13 +51,19 @@ class Layout:
     """How the fields that rows have become columns."""
 
     def __init__(
-        self, mapper: Mapper[Any], fields: Sequence[str], given: Collection[str]
+        self,
+        mapper: Mapper[Any],
+        fields: Sequence[str],
+        given: Collection[str],
+        unwritten: Collection[str] = (),
     ) -> None:
         self.fields = tuple(fields)
         self.references: list[ReferenceField] = []
         plain_columns: list[Column[Any]] = []
         self.plain: list[int] = []
         for position, name in enumerate(fields):
+            if name in unwritten:
+                continue
             prop = mapper.attrs[name]
             if isinstance(prop, RelationshipProperty):
                 self.references.append(_reference_field(name, position, prop))
@@ -266,9 +277,7 @@ class Layouts:
         self.computed = computed_attributes(into)
         self.labels = {name: _label(into, name) for name in into.model_fields}
         self.labels |= {name: name for name in self.computed}
-        self._composed = {
-            name for name, info in into.model_fields.items() if is_composed(info)
-        }
+        self._composed = composed_fields(into)
         self._accepted = {name: _accepted(into, name) for name in into.model_fields}
         self._known = set().union(*self._accepted.values())
         self._made: dict[tuple[frozenset[str], frozenset[str]], Layout] = {}
@@ -345,7 +354,7 @@ class Layouts:
         if layout is None:
             # What was not given is left to the database, unless the model has a
             # value for it.
-            fields = [
+            written = {
                 name
                 for name, info in self.into.model_fields.items()
                 if name in present
@@ -356,10 +365,16 @@ class Layouts:
                     and not info.is_required()
                 )
                 or info.default_factory is not None
-            ]
-            fields += self.computed
-            given_here = present.union(self._composed, self.computed)
-            layout = Layout(self.mapper, fields, given_here)
+            }
+            written -= unwritten_fields(self.into)
+            # Keys are composed of others as well.
+            parts = written.union(*(self._composed.get(name, ()) for name in written))
+            fields = [name for name in self.into.model_fields if name in parts]
+            composed = (n for n, of in self._composed.items() if present & of)
+            given_here = present.union(composed, self.computed)
+            layout = Layout(
+                self.mapper, fields + list(self.computed), given_here, parts - written
+            )
             self._made[present, others] = layout
             for_upsert = self.on_conflict != "raise"
             layout.find_key(self.mapper, self.dialect, for_upsert=for_upsert)

@@ -201,9 +201,9 @@ class RefusingWriter:
         keys = [batch.columns[place] for place in places]
         if self.on_conflict != "raise":
             kept = self._without_null_keys(batch, target, keys, kept)
-        if self._defers or connection.dialect.name == "postgresql":
-            if self._deferred is None or self._deferred.connection is not connection:
-                self._deferred = Deferred(connection, self.mapper.tables)
+        defers = self._defers or connection.dialect.name == "postgresql"
+        if defers and getattr(self._deferred, "connection", None) is not connection:
+            self._deferred = Deferred(connection, self.mapper.tables)
         writing = _Writing(batch, target, write, self._deferred, [])
         try:
             rows = write.rows(batch.columns)
