@@ -7,6 +7,7 @@ The foreign keys that Django makes are such, on SQLite and PostgreSQL.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     UniqueConstraint,
     Uuid,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -64,8 +66,6 @@ def db(url: str) -> Iterator[Database]:
     with Database(url) as db:
         db.create_all(Base.metadata)
         with db.session_manager(auto_commit=True) as session:
-            if session.get_bind().dialect.name == "mysql":
-                pytest.skip("MariaDB defers nothing")
             session.add(Parent(id=1, a=1, b=A))
         yield db
 
@@ -113,3 +113,48 @@ def test_what_others_wrote(db: Database) -> None:
             report = bulk.load([{"id": 1, "parent_id": 1}], ChildIn, dry_run=True)
         session.rollback()
     assert 1 == report.created
+
+
+@pytest.mark.sqlite
+def test_unchecked(tmp_path: Path) -> None:
+    """Where SQLite is told not to check foreign keys, a load does not either."""
+    with Database(f"sqlite:///{tmp_path}/a.db") as db:
+        db.create_all(Base.metadata)
+        with db.session_manager() as session:
+            session.execute(text("PRAGMA foreign_keys=OFF"))
+            with session.bulk() as bulk:
+                report = bulk.load([{"id": 1, "parent_id": 9}], ChildIn)
+    assert 1 == report.created
+
+
+LATE_GUARD = """
+CREATE FUNCTION late_guard() RETURNS trigger AS $$
+BEGIN
+  IF NEW.a = 13 THEN RAISE EXCEPTION 'not this one'; END IF;
+  RETURN NULL;
+END $$ LANGUAGE plpgsql
+"""
+LATE_TRIGGER = """
+CREATE CONSTRAINT TRIGGER late_guard AFTER INSERT ON late_child
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late_guard()
+"""
+
+
+@pytest.mark.postgresql
+def test_constraint_trigger(postgresql_url: str) -> None:
+    """A trigger that is deferred rejects its row as well, and no row of others."""
+    with Database(postgresql_url) as db:
+        db.create_all(Base.metadata)
+        with db.session_manager(auto_commit=True) as session:
+            session.execute(text(LATE_GUARD))
+            session.execute(text(LATE_TRIGGER))
+        rows = [{"id": 1}, {"id": 2, "a": 13}, {"id": 3}]
+        report = load(db, *rows, max_errors=None)
+        assert [(2, "a")] == [(each.line, each.field) for each in report.rejects]
+        with db.session_manager() as session:
+            session.add(Child(id=10, a=13))
+            session.flush()
+            with session.bulk() as bulk:
+                report = bulk.load([{"id": 11}], ChildIn, dry_run=True)
+            session.rollback()
+        assert 1 == report.created

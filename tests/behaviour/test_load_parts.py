@@ -194,7 +194,10 @@ def test_for_validators(db: Database, tmp_path: Path, make: Make) -> None:
 
 def test_unknown_attribute() -> None:
     """A misspelt one is an error when the class is made, which says the way out."""
-    with pytest.raises(LoadError, match="hit is no attribute of Batting; did you mean"):
+    with pytest.raises(
+        LoadError,
+        match=r"hit is no attribute of Batting; did you mean 'hits'\?.*exclude=True",
+    ):
         type("HitIn", (Spec[Batting],), {"__annotations__": {"hit": int}})
 
 

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Index, String, UniqueConstraint, func, insert, select, text
+from sqlalchemy import (
+    Index,
+    PrimaryKeyConstraint,
+    String,
+    UniqueConstraint,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -85,6 +95,20 @@ class Late(Base):
     v: Mapped[int]
 
 
+class LateBase(DeclarativeBase):
+    """For PostgreSQL only."""
+
+
+class LateKey(LateBase):
+    """A primary key is, too."""
+
+    __tablename__ = "key_late_key"
+    __table_args__ = (PrimaryKeyConstraint("k", deferrable=True, initially="DEFERRED"),)
+
+    k: Mapped[int] = mapped_column(autoincrement=False)
+    v: Mapped[int]
+
+
 class Declared(Base):
     """Only the mapping says that a code names one row."""
 
@@ -123,6 +147,11 @@ class LateIn(Spec[Late]):
     v: int
 
 
+class LateKeyIn(Spec[LateKey]):
+    k: int
+    v: int
+
+
 class DeclaredIn(Spec[Declared]):
     code: str
     v: int
@@ -154,7 +183,8 @@ def commit(db: Database, into: Any, *rows: Any, **options: Any) -> Any:
 
 def found(db: Database, *columns: Any) -> list[tuple[Any, ...]]:
     with db.session_manager() as session:
-        rows = session.execute(select(*columns).order_by(columns[0].class_.id))
+        key = inspect(columns[0].class_).primary_key
+        rows = session.execute(select(*columns).order_by(*key))
         return [tuple(row) for row in rows]
 
 
@@ -226,16 +256,21 @@ class TestBoth:
             assert (1, 1, 0, 0) == counts(report)
             assert found(db, Together.v) == [(2,), (3,)]
 
+    @pytest.mark.postgresql
     @pytest.mark.parametrize("on_conflict", ["update", "skip"])
-    def test_deferred(self, db: Database, write: Any, on_conflict: Any) -> None:
-        if db.manager.engines["default"].dialect.name != "postgresql":
-            pytest.skip("only PostgreSQL defers unique constraints")
-        add(db, Late, {"k": 1, "v": 1})
-        rows = [{"k": 1, "v": 2}, {"k": 2, "v": 2}]
-        report = write(db, LateIn, *rows, on_conflict=on_conflict)
-        assert 1 == report.created
-        left = 1 if on_conflict == "skip" else 2
-        assert found(db, Late.v) == [(left,), (2,)]
+    @pytest.mark.parametrize("into", [LateIn, LateKeyIn])
+    def test_deferred(
+        self, postgresql_url: str, write: Any, on_conflict: Any, into: Any
+    ) -> None:
+        entity = {LateIn: Late, LateKeyIn: LateKey}[into]
+        with Database(postgresql_url) as db:
+            db.create_all(entity.metadata)
+            add(db, entity, {"k": 1, "v": 1})
+            rows = [{"k": 1, "v": 2}, {"k": 2, "v": 2}]
+            report = write(db, into, *rows, on_conflict=on_conflict)
+            assert 1 == report.created
+            left = 1 if on_conflict == "skip" else 2
+            assert found(db, entity.v) == [(left,), (2,)]
 
     def test_declared(self, db: Database, write: Any) -> None:
         add(db, Declared, {"code": "a", "v": 1})

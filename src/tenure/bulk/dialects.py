@@ -164,12 +164,12 @@ _OF_A_ROW_NUMBERS = {
     1241,  # a list where one value belongs
     1292,  # a text that is no date, or no number
     1300,  # a text of another character set
-    1411,
+    1411,  # of another type
     1416,  # not of a geometry
     1441,  # a date out of range
     1644,  # SIGNAL of a trigger
     1690,  # a number out of range
-    1977,
+    1977,  # a text that another character set lacks
     3140,  # not JSON
     3819,  # CHECK
     4025,  # CHECK

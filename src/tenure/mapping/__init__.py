@@ -29,7 +29,7 @@ from .keys import (
     reverse_sides,
     with_bases,
 )
-from .unique import UniqueKey, unique_keys
+from .unique import UniqueKey, primary_key, unique_keys
 
 __all__ = [
     "Identifiers",
@@ -51,6 +51,7 @@ __all__ = [
     "make",
     "mapper_of",
     "new_instance",
+    "primary_key",
     "property_of",
     "readable_columns",
     "reverse_sides",

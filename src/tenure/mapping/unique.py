@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Index, Table, TextClause, UniqueConstraint, text
+from sqlalchemy import (
+    Column,
+    Index,
+    PrimaryKeyConstraint,
+    Table,
+    TextClause,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.sql.visitors import iterate
 
 #: Databases whose ON CONFLICT names an index of some rows, or of expressions.
@@ -61,22 +69,31 @@ class UniqueKey:
         return ""
 
 
+def primary_key(table: Table) -> UniqueKey:
+    """Return the primary key of a table."""
+    return _of_constraint(table.primary_key)
+
+
 def unique_keys(table: Table) -> Iterator[UniqueKey]:
     """Yield the unique constraints and indexes of a table, but not its primary key."""
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint):
-            columns = tuple(constraint.columns)
-            yield UniqueKey(
-                None if constraint.name is None else str(constraint.name),
-                columns,
-                columns,
-                {},
-                nulls_are_equal=_nulls_are_equal(constraint),
-                is_deferrable=bool(constraint.deferrable or constraint.initially),
-            )
+            yield _of_constraint(constraint)
     for index in table.indexes:
         if index.unique:
             yield _of_index(index)
+
+
+def _of_constraint(constraint: UniqueConstraint | PrimaryKeyConstraint) -> UniqueKey:
+    columns = tuple(constraint.columns)
+    return UniqueKey(
+        None if constraint.name is None else str(constraint.name),
+        columns,
+        columns,
+        {},
+        nulls_are_equal=_nulls_are_equal(constraint),
+        is_deferrable=bool(constraint.deferrable or constraint.initially),
+    )
 
 
 def _of_index(index: Index) -> UniqueKey:
@@ -101,7 +118,9 @@ def _of_index(index: Index) -> UniqueKey:
     )
 
 
-def _nulls_are_equal(item: Index | UniqueConstraint) -> bool:
+def _nulls_are_equal(
+    item: Index | UniqueConstraint | PrimaryKeyConstraint,
+) -> bool:
     return bool(item.dialect_kwargs.get("postgresql_nulls_not_distinct"))
 
 

@@ -11,7 +11,6 @@ from .resource import (
     entity_of,
     given_fields,
     instances_in,
-    is_composed,
     is_spec_schema,
     unwritten_fields,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "entity_of",
     "given_fields",
     "instances_in",
-    "is_composed",
     "is_given",
     "is_spec_schema",
     "is_waiting",

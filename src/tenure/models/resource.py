@@ -9,7 +9,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ForwardRef, Generic, Self, TypeVar, cast, get_args
+from typing import Any, ForwardRef, Generic, NamedTuple, Self, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -153,7 +153,7 @@ class Spec(BaseModel, Generic[T]):
     ) -> CoreSchema:
         """Return the schema of any model; an invalid one registers nothing."""
         for field in cls.model_fields.values():
-            if is_composed(field):
+            if _is_composed(field):
                 # Else Pydantic would use the default, and not compose the key.
                 field.validate_default = True
         schema = handler(source)
@@ -189,17 +189,17 @@ def given_fields(spec: Spec[Any]) -> dict[str, Any]:
     That is the fields that were set or are not ``None``, and the computed ones that are
     columns of the mapped class.
     """
-    kind, held, given = type(spec), spec.__dict__, spec.model_fields_set
-    unwritten, composed = unwritten_fields(kind), composed_fields(kind)
+    held, given = spec.__dict__, spec.model_fields_set
+    fields = _fields_of(type(spec))
     found = {
         name: held[name]
-        for name in kind.model_fields
-        if (name in given or held[name] is not None) and name not in unwritten
+        for name in fields.written
+        if name in given or held[name] is not None
     }
-    for name, parts in composed.items():
+    for name, parts in fields.composed:
         if not given.isdisjoint(parts):
             found[name] = held[name]
-    for name in computed_attributes(kind):
+    for name in fields.computed:
         found[name] = getattr(spec, name)
     return found
 
@@ -212,11 +212,11 @@ def defaulted_fields(spec: Spec[Any]) -> frozenset[str]:
     return frozenset(
         name
         for name, info in fields.items()
-        if name not in given and held[name] is not None and not is_composed(info)
+        if name not in given and held[name] is not None and not _is_composed(info)
     )
 
 
-def is_composed(field: FieldInfo) -> bool:
+def _is_composed(field: FieldInfo) -> bool:
     """Whether a field takes its key from other fields."""
     return bool(_parts_of(field))
 
@@ -230,20 +230,42 @@ def _parts_of(field: FieldInfo) -> frozenset[str]:
     )
 
 
-_composed: WeakKeyDictionary[type[BaseModel], dict[str, frozenset[str]]]
-_composed = WeakKeyDictionary()
-
-
 def composed_fields(model: type[BaseModel]) -> dict[str, frozenset[str]]:
     """Return the fields of *model* that take their key from others, and from which."""
-    found = _composed.get(model)
+    parts = {name: _parts_of(info) for name, info in model.model_fields.items()}
+    return {name: of for name, of in parts.items() if of}
+
+
+class _Fields(NamedTuple):
+    """What becomes of the fields of a ``Spec``."""
+
+    written: tuple[str, ...]
+    unwritten: frozenset[str]
+    composed: tuple[tuple[str, frozenset[str]], ...]
+    computed: tuple[str, ...]
+
+
+_fields: WeakKeyDictionary[type[BaseModel], _Fields] = WeakKeyDictionary()
+
+
+def _fields_of(model: type[BaseModel]) -> _Fields:
+    found = _fields.get(model)
     if found is None:
-        parts = {name: _parts_of(info) for name, info in model.model_fields.items()}
-        found = _composed[model] = {name: of for name, of in parts.items() if of}
+        entity = mapper_of(entity_of(model)).class_
+        composed = composed_fields(model)
+        parts = frozenset().union(*composed.values())
+        unwritten = frozenset(
+            name
+            for name, field in model.model_fields.items()
+            if (name in parts or field.exclude) and not hasattr(entity, name)
+        )
+        found = _fields[model] = _Fields(
+            tuple(name for name in model.model_fields if name not in unwritten),
+            unwritten,
+            tuple(composed.items()),
+            computed_attributes(model),
+        )
     return found
-
-
-_unwritten: WeakKeyDictionary[type[BaseModel], frozenset[str]] = WeakKeyDictionary()
 
 
 def unwritten_fields(model: type[BaseModel]) -> frozenset[str]:
@@ -252,16 +274,7 @@ def unwritten_fields(model: type[BaseModel]) -> frozenset[str]:
 
     A key is composed of them, or they say ``exclude=True``.
     """
-    found = _unwritten.get(model)
-    if found is None:
-        entity = mapper_of(entity_of(model)).class_
-        parts = frozenset().union(*composed_fields(model).values())
-        found = _unwritten[model] = frozenset(
-            name
-            for name, field in model.model_fields.items()
-            if (name in parts or field.exclude) and not hasattr(entity, name)
-        )
-    return found
+    return _fields_of(model).unwritten
 
 
 def computed_attributes(model: type[BaseModel]) -> tuple[str, ...]:
@@ -349,8 +362,11 @@ def _refuse_unknown(model: type[BaseModel], mapper: Any) -> None:
         if mapper.configured or not _may_refer(field.annotation):
             raise LoadError(
                 f"{model.__name__}.{name} is no attribute of "
-                f"{mapper.class_.__name__}{nearest(name, known)}"
+                f"{mapper.class_.__name__}{nearest(name, known)}{_READ_ONLY}"
             )
+
+
+_READ_ONLY = "; one that is read and not written says Field(exclude=True)"
 
 
 def _may_refer(kind: Any) -> bool:
@@ -375,6 +391,5 @@ def check_fields(model: type[BaseModel], mapper: Mapper[Any]) -> None:
             raise LoadError(
                 f"{model.__name__}.{name} is no attribute of "
                 f"{mapper.class_.__name__}, which has "
-                f"{', '.join(mapper.attrs.keys())}; one that only validators need "
-                f"says Field(exclude=True)"
+                f"{', '.join(mapper.attrs.keys())}{_READ_ONLY}"
             )

@@ -235,12 +235,13 @@ class Rows:
             layout = (
                 self.layout.null_at(nulls, for_new=for_new) if nulls else self.layout
             )
+            left = set(layout.columns)
             columns: list[Sequence[Any]] = [
                 [values[n] for n in rows]
                 for column, values in zip(
                     self.layout.columns, self.columns, strict=True
                 )
-                if column in layout.columns
+                if column in left
             ]
             yield Rows(layout, [self.records[n] for n in rows], columns=columns)
 

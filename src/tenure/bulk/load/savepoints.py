@@ -101,8 +101,8 @@ class Attempts:
         return is_kept
 
 
-#: How many rejected rows are written again, column by column, to find what was refused.
-MOST_TRIALS = 100
+#: How many times rejected rows are written again to find what of them was refused.
+MOST_TRIALS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,13 +379,13 @@ class RefusingWriter:
         self, writing: _Writing, origin: int, error: Exception
     ) -> list[Column[Any]]:
         """Return the columns of a row that is not refused, or not so, without them."""
-        if not self._trials:
-            return []
-        self._trials -= 1
         columns, key = writing.batch.columns, writing.target.key
         places = [
             place for place, values in enumerate(columns) if values[origin] is not None
         ]
+        if len(places) > self._trials:
+            return []
+        self._trials -= len(places)
         found, unclear = [], []
         for place in places:
             column = writing.target.columns[place]

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Connection, ForeignKeyConstraint, Table, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ..dialects import bind_processors
+from ..dialects import bind_processors, is_of_row
 from .tables import TableInDatabase
 
 _CONSTRAINTS = text(
@@ -36,7 +36,7 @@ class Deferred:
                 continue
             if connection.dialect.name == "postgresql":
                 names += self._of_postgresql(table)
-            elif connection.dialect.name == "sqlite":
+            elif _checks_foreign_keys(connection):
                 self._foreign_keys += [
                     key
                     for key in table.foreign_key_constraints
@@ -58,7 +58,10 @@ class Deferred:
         try:
             with self.connection.begin_nested():
                 self._check_now()
-        except IntegrityError:
+        except DBAPIError as error:
+            # Constraint triggers raise whatever they like.
+            if not is_of_row(error):
+                raise
             return True
         return False
 
@@ -126,3 +129,10 @@ class Deferred:
             )
             error: Any = self.connection.dialect.dbapi
             raise IntegrityError(sql, None, error.IntegrityError(message))
+
+
+def _checks_foreign_keys(connection: Connection) -> bool:
+    """Whether SQLite has been told to check foreign keys at all."""
+    if connection.dialect.name != "sqlite":
+        return False
+    return bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, text
 
-from ...mapping import UniqueKey, unique_keys
+from ...mapping import UniqueKey, primary_key, unique_keys
 from ..dialects import has_sql_around_values
 from .casts import name_of
 from .rows import Target
@@ -112,12 +112,10 @@ class TableInDatabase:
             return target.unique
         key = set(target.key)
         dialect = self.connection.dialect.name
-        if key == set(self.table.primary_key.columns):
-            return UniqueKey(None, target.key, target.key, {})
         return next(
             (
                 each
-                for each in unique_keys(self.table)
+                for each in [primary_key(self.table), *unique_keys(self.table)]
                 if each.is_plain
                 and key == set(each.columns)
                 and not each.why_not_named(dialect)
