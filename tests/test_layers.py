@@ -36,7 +36,7 @@ ORDER = [
     "__main__",
 ]
 # The same inside of a room that has rooms.
-INSIDE = {"bulk": ["report", "dialects", "lookup", "write"]}
+INSIDE = {"bulk": ["report", "dialects", "lookup", "write", "read"]}
 
 # These do what any program could do, with the names any program has.
 OUTSIDERS = {"cli", "__main__"}
@@ -49,7 +49,10 @@ OPTIONAL = {
     ("database", "sqlalchemy.ext.asyncio"),
     ("engines.pair", "sqlalchemy.ext.asyncio"),
     # An extra.
-    ("bulk.load.parquet", "pyarrow"),
+    ("bulk.read.files", "fsspec"),
+    ("bulk.read.zstd", "zstandard"),
+    ("bulk.read.json_files", "ijson"),
+    ("bulk.read.parquet", "pyarrow"),
 }
 
 # Functions whose body is longer than 60 lines, each with its reason.

@@ -42,6 +42,7 @@ from tenure import (
     SessionBulk,
     SessionError,
     SessionFactory,
+    Spec,
     StaleReplicaError,
     TenureError,
     UnresolvedReferenceError,
@@ -59,6 +60,7 @@ from tenure import (
     scoped_session,
     session_factory,
     session_manager,
+    spec_of,
     using,
 )
 
@@ -142,6 +144,7 @@ async def async_bulks(session: AsyncSession) -> None:
 
 def references(proxy: Proxy) -> None:
     assert_type(entity_of(City), type[Any])
+    assert_type(spec_of(City), type[Spec[Any]])
     assert_type(proxy.instance, Any)
 
 

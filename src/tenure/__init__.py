@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         Resolution,
         SessionBulk,
     )
-    from .models import Resource, Spec, entity_of
+    from .models import Resource, Spec, entity_of, spec_of
     from .references import Key, Proxy, Ref
     from .sessions import (
         AsyncSession,
@@ -131,6 +131,7 @@ __all__ = [
     "scoped_session",
     "session_factory",
     "session_manager",
+    "spec_of",
     "using",
 ]
 
@@ -146,7 +147,7 @@ __getattr__ = lazy(
             "Resolution",
             "SessionBulk",
         ),
-        ".models": ("Resource", "Spec", "entity_of"),
+        ".models": ("Resource", "Spec", "entity_of", "spec_of"),
         ".references": ("Key", "Proxy", "Ref"),
         ".sessions": (
             "AsyncSession",

@@ -29,8 +29,8 @@ from tenure import LoadReport, Spec
 from tenure.bulk.load.by_column import Columns
 from tenure.bulk.load.layout import Layouts
 from tenure.bulk.load.report import Rejects, RejectsFile
-from tenure.bulk.load.sources import Records
 from tenure.bulk.load.validate import Checker, RowValidator
+from tenure.bulk.read import ReadOptions, Records
 
 
 class Base(DeclarativeBase):
@@ -203,7 +203,7 @@ def tables(
 
 def checker(model: type[Spec[Any]], records: Records) -> Checker:
     layouts = Layouts(model, inspect(Thing), "raise", "sqlite")
-    rejects = Rejects(LoadReport(into="Thing"), RejectsFile(None), records.header)
+    rejects = Rejects(LoadReport(into="Thing"), RejectsFile(None), records)
     validator = RowValidator(model, json=False)
     return Checker(records, layouts, rejects, validator)
 
@@ -257,7 +257,7 @@ class TestAlike:
         mappings = [dict(zip(header, row, strict=True)) for row in rows]
         compared(
             model,
-            lambda: Records(mappings, format=None),
+            lambda: Records(mappings, ReadOptions()),
             is_fast=UNSHARED.get(model) in (None, *header)
             and (lets_others_be(model) or set(known_by(model)).issuperset(header)),
         )
@@ -271,7 +271,7 @@ class TestAlike:
         csv.writer(file).writerows([header, *rows])
         compared(
             model,
-            lambda: Records(io.StringIO(file.getvalue()), format="csv"),
+            lambda: Records(io.StringIO(file.getvalue()), ReadOptions(format="csv")),
             is_fast=UNSHARED.get(model) in (None, *header),
         )
 
@@ -287,7 +287,7 @@ class TestAlike:
             }
             for row in rows
         ]
-        compared(model, lambda: Records(mappings, format=None), is_fast=False)
+        compared(model, lambda: Records(mappings, ReadOptions()), is_fast=False)
 
 
 def test_defaults_are_not_shared() -> None:
@@ -297,7 +297,7 @@ def test_defaults_are_not_shared() -> None:
         code: str
         tags: list[int] = []  # noqa: RUF012  # Pydantic copies it
 
-    with Records([{"code": "a"}, {"code": "b"}], format=None) as records:
+    with Records([{"code": "a"}, {"code": "b"}], ReadOptions()) as records:
         [batch] = checker(Shared, records).rows(records.take(2))
 
     one, other = batch.fields[batch.layout.fields.index("tags")]

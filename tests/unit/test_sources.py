@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 from pathlib import Path
@@ -12,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenure import LoadError
-from tenure.bulk.load.sources import Records, plain
+from tenure.bulk.read import ReadOptions, Records, plain
 
 
 def read(source: Any, **options: Any) -> list[tuple[int, Any]]:
-    options.setdefault("format", None)
-    with Records(source, **options) as records:
+    with Records(source, ReadOptions(**options)) as records:
         return records.take(100_000)
 
 
@@ -39,23 +39,55 @@ class TestCsv:
         ] == read(path)
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("text", "expected"),
         [
-            ('a,b\n1,2\n3,"x\n4,5\n6,7\n', "line 3: a quote is opened"),
-            ('a,b\n1,2\n3,"5" tall\n', "line 3"),
-            (f"a,b\n1,{'x' * 140_000}\n", "line 2.*csv.field_size_limit"),
+            # Never closed: the lines after it are records of their own.
+            ('3,"x\n4,5\n6,7\n', {2: "never closed", 3: ["4", "5"], 4: ["6", "7"]}),
+            ('3,"5" tall\n4,5\n', {2: "middle of a field", 3: ["4", "5"]}),
+            # Closed by the quote of a later line.
+            (
+                '3,"x\n4,5\n6,"y"\n7,8\n',
+                {2: "in a later line", 3: ["4", "5"], 4: ["6", "y"], 5: ["7", "8"]},
+            ),
+            # What follows may be the rest of the broken field.
+            (
+                '3,"x\ny"z,1\n4,5\n',
+                {2: "in a later line", 3: "do not match", 4: ["4", "5"]},
+            ),
+            # A quote that is a character of a field, as everywhere.
+            ('3,5" tall\n', {2: ["3", '5" tall']}),
+            ('3,"x ""y"" z"\n', {2: ["3", 'x "y" z']}),
         ],
-        ids=["open quote", "text after a quote", "long field"],
     )
-    def test_broken(self, text: str, message: str) -> None:
-        """What is not CSV is an error, never another text than was meant."""
-        with pytest.raises(LoadError, match=message):
-            read(io.StringIO(text), format="csv")
+    def test_broken(self, text: str, expected: dict[int, Any]) -> None:
+        """What is no record is one bad line, and never another text than was meant."""
+        for size in (1, 2, 100):
+            with Records(
+                io.StringIO(f"a,b\n{text}"), ReadOptions(format="csv")
+            ) as records:
+                found: dict[int, Any] = {}
+                while some := records.take(size):
+                    found.update(some)
+            assert list(expected) == list(found)
+            for line, record in expected.items():
+                if isinstance(record, str):
+                    assert record in found[line].message
+                    assert "quotes" == found[line].reason
+                    assert text.splitlines()[line - 2] == plain(found[line], ["a", "b"])
+                else:
+                    assert record == found[line]
+
+    def test_long_field(self) -> None:
+        """A field may have any length, and other readers keep their limit."""
+        before = csv.field_size_limit()
+        long = "x" * 3 * before
+        assert [(2, ["1", long])] == read(io.StringIO(f"a,b\n1,{long}\n"), format="csv")
+        assert before == csv.field_size_limit()
 
     def test_header(self, tmp_path: Path) -> None:
         """The first line names the columns; a byte order mark is none of theirs."""
         path = written(tmp_path / "s.csv", b"\xef\xbb\xbfa,b\n1,2\n")
-        with Records(path, format=None) as records:
+        with Records(path, ReadOptions()) as records:
             assert ["a", "b"] == records.header
             assert [(2, ["1", "2"])] == records.take(100_000)
 
@@ -71,7 +103,7 @@ class TestCsv:
     def test_null(self, null: list[str], expected: list[str | None]) -> None:
         """The texts that mean null are those asked for, in rows only."""
         source = io.StringIO("NA,b,c\n,NA,x\n")
-        with Records(source, format="csv", null=null) as records:
+        with Records(source, ReadOptions(format="csv", null=null)) as records:
             assert ["NA", "b", "c"] == records.header
             assert [(2, expected)] == records.take(100_000)
 
@@ -113,8 +145,6 @@ class TestCsv:
     )  # fmt: skip
     def test_round_trip(self, rows: list[list[str]]) -> None:
         """What a CSV writer wrote is read back, each record on its own line."""
-        import csv
-
         text = io.StringIO(newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_ALL)
         lines = []
@@ -164,7 +194,7 @@ class TestGzip:
     def test_position(self, tmp_path: Path) -> None:
         """Progress is counted in bytes as stored."""
         data = gzip.compress(b"a\n" * 10_000)
-        with Records(written(tmp_path / "s.csv.gz", data), format=None) as records:
+        with Records(written(tmp_path / "s.csv.gz", data), ReadOptions()) as records:
             assert len(data) == records.total
             records.take(100_000)
             assert len(data) == records.position
@@ -180,12 +210,28 @@ class TestGzip:
 
 
 class TestSources:
-    def test_not_utf_8(self, tmp_path: Path) -> None:
-        """Another encoding is an error that says so."""
-        for name in ("s.csv", "s.jsonl"):
-            path = written(tmp_path / name, b"a\n1\n\xe9\n")
-            with pytest.raises(LoadError, match="not UTF-8"):
-                read(path)
+    @pytest.mark.parametrize("name", ["s.csv", "s.jsonl"])
+    def test_not_utf_8(self, tmp_path: Path, name: str) -> None:
+        """Bytes of another encoding are one bad line, which names the option."""
+        good = b"1" if name == "s.csv" else b"{}"
+        path = written(tmp_path / name, b"a\n" + good + b"\nK\xf6ln\n" + good)
+
+        found = dict(read(path))
+
+        assert [2, 3, 4] == list(found)[-3:]
+        assert "K\\xf6ln" == plain(found[3], ["a"])
+        assert "encoding" == found[3].reason
+        assert "say encoding=" in found[3].message
+        assert found[3].field == ("a" if name == "s.csv" else "")
+        assert "Köln" in str(read(path, encoding="latin-1"))
+        assert "K\ufffdln" in str(read(path, errors="replace"))
+
+    @pytest.mark.parametrize("name", ["s.csv", "s.jsonl"])
+    def test_strict(self, tmp_path: Path, name: str) -> None:
+        """Who wants the load to end with them can have that."""
+        path = written(tmp_path / name, b"a\n1\nK\xf6ln\n")
+        with pytest.raises(LoadError, match="not UTF-8, at or after line"):
+            read(path, errors="strict")
 
     def test_rows(self) -> None:
         """Mappings are numbered from one, and given as they are."""

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from contextlib import nullcontext
 from inspect import isawaitable, signature
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from . import load as loads
+from . import read
 from .collected import Scope
 from .core import Bulk
 from .lookup import Strategy
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from .load import Commit, LoadMissing, LoadReport, Progress, Source
+    from .read import ReadKeywords, ReadOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +68,7 @@ class SessionBulk(Bulk):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is None and self._is_flushed_at_the_end():
+            if error is None and self._values and self._is_flushed_at_the_end():
                 self.flush()
         finally:
             self._leave()
@@ -161,6 +163,7 @@ class SessionBulk(Bulk):
         *,
         on_missing: LoadMissing = "reject",
         on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
         batch_size: int = 10_000,
         commit: Commit = "once",
         max_errors: int | None = 0,
@@ -168,8 +171,7 @@ class SessionBulk(Bulk):
         progress: Progress | None = None,
         dry_run: bool = False,
         start: int = 1,
-        null: Iterable[str] = ("",),
-        format: str | None = None,
+        **reading: Unpack[ReadKeywords],
     ) -> LoadReport:
         """
         Load rows: validate each, resolve its references, write it.
@@ -181,13 +183,17 @@ class SessionBulk(Bulk):
         kind has the ``report`` of what was kept.
 
         Args:
-            source: A path to CSV or JSON Lines (``.gz`` too) or Parquet, an open
-                file, or an iterable of mappings.
-            into: A ``Spec`` of the mapped class to write to.
+            source: A path, a pattern (``"2024-*.csv"``), a folder or a URL of files of
+                CSV, JSON or Parquet, also compressed; a list of these, read one after
+                the other; an open file; or an iterable of mappings.
+            into: A ``Spec`` of the mapped class to write to; of the class itself,
+                ``spec_of`` makes one.
             on_missing: A row whose reference names nothing is rejected, written
                 with NULL there if the column allows it, or what it names is made,
                 with the attributes of its key.
             on_conflict: What to do where a row has the same identifier.
+            update_fields: The attributes that an update may change; ``None``: those
+                that the source gives, and what the model has set itself.
             batch_size: Rows for each statement.
             max_errors: Rejected rows that are tolerated; ``None``: any number.
             rejects: Path (or open text file) that gets rejected rows as JSON
@@ -195,14 +201,13 @@ class SessionBulk(Bulk):
             progress: Called after each batch, and before the end, with the report
                 so far.
             dry_run: Do everything, then roll back.
-            start: The line (of rows without lines: the number) to begin with:
-                ``report.resume`` of a load that was cut short.
-            null: Texts of a CSV file that mean NULL.
-            format: ``"csv"``, ``"jsonl"`` or ``"parquet"``, where a path does not
-                say.
+            start: The line (of rows without lines: the number; of several files:
+                counted through) to begin with: ``report.resume`` of a load that was
+                cut short.
+            reading: How the source is read; see ``ReadKeywords``.
 
         Raises:
-            LoadError: The source or the model cannot be used.
+            LoadError: The source, the model or an option cannot be used.
             RejectedRowsError: More than *max_errors* rows were rejected.
             DatabaseError: The database failed; a note says how far it got.
         """
@@ -210,6 +215,7 @@ class SessionBulk(Bulk):
         options = loads.LoadOptions(
             on_missing=on_missing,
             on_conflict=on_conflict,
+            update_fields=update_fields,
             batch_size=batch_size,
             commit=commit,
             max_errors=max_errors,
@@ -217,8 +223,7 @@ class SessionBulk(Bulk):
             progress=progress,
             dry_run=dry_run,
             start=start,
-            null=null,
-            format=format,
+            reading=_read_options(reading),
         )
         return self._do(loads.load, source, into, options)
 
@@ -259,7 +264,7 @@ class AsyncSessionBulk(Bulk):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is None and self._is_flushed_at_the_end():
+            if error is None and self._values and self._is_flushed_at_the_end():
                 await self.flush()
         finally:
             self._leave()
@@ -276,6 +281,7 @@ class AsyncSessionBulk(Bulk):
         *,
         on_missing: LoadMissing = "reject",
         on_conflict: OnConflict = "raise",
+        update_fields: Iterable[str] | None = None,
         batch_size: int = 10_000,
         commit: Commit = "once",
         max_errors: int | None = 0,
@@ -283,8 +289,7 @@ class AsyncSessionBulk(Bulk):
         progress: Progress | None = None,
         dry_run: bool = False,
         start: int = 1,
-        null: Iterable[str] = ("",),
-        format: str | None = None,
+        **reading: Unpack[ReadKeywords],
     ) -> LoadReport:
         """
         Async :meth:`SessionBulk.load`.
@@ -298,11 +303,12 @@ class AsyncSessionBulk(Bulk):
             progress: What it returns is awaited, if it can be.
         """
         self._begin_writing("load")
-        pulled = loads.Pulled(source) if isinstance(source, AsyncIterable) else None
+        pulled = read.Pulled(source) if isinstance(source, AsyncIterable) else None
         async with nullcontext() if pulled is None else pulled.closed():
             options = loads.LoadOptions(
                 on_missing=on_missing,
                 on_conflict=on_conflict,
+                update_fields=update_fields,
                 batch_size=batch_size,
                 commit=commit,
                 max_errors=max_errors,
@@ -310,8 +316,7 @@ class AsyncSessionBulk(Bulk):
                 progress=progress,
                 dry_run=dry_run,
                 start=start,
-                null=null,
-                format=format,
+                reading=_read_options(reading),
             )
             report = await self.session.run_sync(
                 lambda _: self._do(
@@ -321,6 +326,12 @@ class AsyncSessionBulk(Bulk):
             if pulled is not None:
                 pulled.report = report
         return report
+
+
+def _read_options(reading: ReadKeywords) -> ReadOptions:
+    for name in reading.keys() - set(read.ReadOptions.__slots__):
+        raise TypeError(f"load() got an unexpected keyword argument {name!r}")
+    return read.ReadOptions(**reading)
 
 
 def _let_others_run(answer: object) -> None:

@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run the command line and give its exit code.
 
-    0: done; 1: rows were rejected, or the database failed midway; 2: it could not
-    begin; 130: it was interrupted.
+    0: all rows were loaded; 1: nothing is kept; 2: it could not begin; 3: some rows
+    are kept, others were rejected or not reached; 130: it was interrupted.
 
     Args:
         arguments: What follows the name of the program; ``None``: what this

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
-from tenure import LoadError, LoadReport, RejectedRowsError
-from tenure.errors import said
+from tenure import __version__
 
-from ._load import Job
-from ._mistake import Mistake
-from ._model import imported, place_of
+from ._command import DONE, INTERRUPTED, USAGE, Command, say
 from ._progress import Bar
-from ._report import text_of
-from ._signals import interruptible
-
-DONE, FINDINGS, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # click's error of a wrong command line: some versions of typer depend on click, others
 # contain it.
@@ -32,7 +21,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="tenure",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -58,7 +47,13 @@ class Commit(StrEnum):
 class Format(StrEnum):
     csv = "csv"
     jsonl = "jsonl"
+    json = "json"
     parquet = "parquet"
+
+
+class EmptyQuoted(StrEnum):
+    null = "null"
+    text = "text"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -69,15 +64,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
         command = error.ctx.command_path if error.ctx else "tenure"
         message = error.format_message().strip().rstrip(".")
         message = f"{message[:1].lower()}{message[1:]}" if message else "no command"
-        _say(f"{command}: {message}; see {command} --help")
+        say(f"{command}: {message}; see {command} --help")
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     return code if isinstance(code, int) else DONE
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tenure {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def tenure() -> None:
+def tenure(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version and end.",
+        ),
+    ] = False,
+) -> None:
     """The session layer for SQLAlchemy, from the command line."""
 
 
@@ -91,25 +102,53 @@ def _max_errors(text: str) -> int | None:
     )
 
 
+def _header(text: str) -> str | list[str]:
+    return text if text in ("exact", "loose") else text.rstrip(",").split(",")
+
+
+def _character(text: str | None) -> str | None:
+    return "\t" if text in ("\\t", "tab") else text
+
+
+def _storage(pairs: list[str]) -> dict[str, str]:
+    named = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(
+                f"NAME=VALUE, not {pair!r}", param_hint="--storage-option"
+            )
+        named[name] = value
+    return named
+
+
 @app.command()
 def load(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            help="File of CSV or JSON Lines, also compressed by gzip, or of Parquet; "
-            "- is standard input.",
+            metavar="SOURCE...",
+            help="Files of CSV (.csv, .tsv), JSON (.json), JSON Lines (.jsonl) or "
+            "Parquet, also compressed (.gz, .bz2, .xz, .zst, .zip); patterns, folders "
+            "and URLs of such. Several are read one after the other. - is standard "
+            "input.",
         ),
     ],
     into: Annotated[
         str,
         typer.Option(
             metavar="MODULE:NAME",
-            help="The Spec that says what a row is, such as shop.schemas:OrderIn.",
+            help="The Spec that says what a row is, such as shop.schemas:OrderIn, or a "
+            "mapped class.",
         ),
     ],
     url: Annotated[
         str,
-        typer.Option(metavar="URL", help="The URL of the database, as for SQLAlchemy."),
+        typer.Option(
+            metavar="URL",
+            envvar="TENURE_URL",
+            help="The URL of the database, as for SQLAlchemy.",
+        ),
     ],
     on_missing: Annotated[
         OnMissing,
@@ -125,6 +164,14 @@ def load(
             "exists, or skip the row."
         ),
     ] = OnConflict.raise_,
+    update_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="An attribute that an update may change; may be repeated. Without it, "
+            "all that the source gives.",
+        ),
+    ] = None,
     rejects: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Where rejected rows go, as JSON Lines."),
@@ -147,9 +194,80 @@ def load(
         typer.Option(
             min=1,
             metavar="LINE",
-            help="Begin at this line; a load with --commit batch that failed says which.",
+            help="Begin at this line; a load with --commit batch that failed says which. "
+            "Of several files lines are counted through.",
         ),
     ] = 1,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            help="The format, if the name of the source does not tell; csv for -."
+        ),
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Where in a JSON document the array of rows is, such as data.items.",
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHAR",
+            help="What is between the fields of a CSV file; \\t is a tab.",
+        ),
+    ] = None,
+    quotechar: Annotated[
+        str,
+        typer.Option(
+            metavar="CHAR", help="What is around fields; an empty text: nothing."
+        ),
+    ] = '"',
+    escapechar: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHAR", help="What takes from the next character its meaning."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of text. Without it, UTF-8 or what a byte order mark says.",
+        ),
+    ] = None,
+    errors: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What to do with bytes that the encoding does not have: reject the "
+            "row, or as in Python, such as replace.",
+        ),
+    ] = "reject",
+    header: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|loose|NAMES",
+            help="loose: case and blanks around names of columns do not count. Names "
+            "with commas between: the file has no line with names.",
+        ),
+    ] = "exact",
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A column to leave out; may be repeated."),
+    ] = None,
+    skip_rows: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Lines before the header to leave out."),
+    ] = 0,
+    comment: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What lines begin with that are left out."),
+    ] = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="Blanks around fields do not count.")
+    ] = False,
     null: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,10 +276,18 @@ def load(
             "the empty text does.",
         ),
     ] = None,
-    format: Annotated[
-        Format | None,
+    empty_quoted: Annotated[
+        EmptyQuoted,
         typer.Option(
-            help="The format, if the name of the source does not tell; csv for -."
+            help='What "" is where the empty text means NULL: that as well, or a text '
+            "without characters."
+        ),
+    ] = EmptyQuoted.null,
+    storage_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the file system of a URL is told, as in fsspec; may be repeated.",
         ),
     ] = None,
     create_tables: Annotated[
@@ -178,144 +304,40 @@ def load(
     """
     Load rows: validate each, resolve its references, write it.
 
-    Exit code 1: rows were rejected, or the database failed midway. 2: it could not
-    begin. 130: interrupted.
+    Exit code 0: all were loaded. 1: nothing is kept. 3: some are kept, others were
+    rejected, or the database failed midway. 2: it could not begin. 130: interrupted.
     """
     limit = _max_errors(max_errors)
-    bar = Bar(source) if sys.stderr.isatty() and not as_json else None
-    command = _Load(rejects, as_json=as_json, bar=bar)
-    shown_format = format or (Format.csv if source == "-" else None)
+    bar = Bar(sources) if sys.stderr.isatty() and not as_json else None
+    command = Command(rejects, as_json=as_json, bar=bar)
+    shown_format = format or (Format.csv if sources == ["-"] else None)
     return command.run(
-        source,
+        sources,
         into,
         url,
         create_tables=create_tables,
         on_missing=on_missing.value,
         on_conflict=on_conflict.value,
+        update_fields=update_field,
         rejects=rejects,
         max_errors=limit,
         batch_size=batch_size,
         commit=commit.value,
         start=start,
-        null=[""] if null is None else null,
-        format=shown_format and shown_format.value,
         dry_run=dry_run,
+        format=shown_format and shown_format.value,
+        path=path,
+        delimiter=_character(delimiter),
+        quotechar=quotechar or None,
+        escapechar=escapechar,
+        encoding=encoding,
+        errors=errors,
+        header=_header(header),
+        ignore=ignore or (),
+        skip_rows=skip_rows,
+        comment=comment,
+        trim=trim,
+        null=null,
+        empty_quoted=empty_quoted.value,
+        storage_options=_storage(storage_option or []) or None,
     )
-
-
-class _Load:
-    """One run of ``tenure load``: its progress, and its messages."""
-
-    def __init__(self, rejects: Path | None, *, as_json: bool, bar: Bar | None) -> None:
-        self.rejects = rejects
-        self.as_json = as_json
-        self.bar = bar
-        self.report: LoadReport | None = None
-        self.is_complete = False
-
-    def run(
-        self,
-        source: str,
-        into: str,
-        url: str,
-        *,
-        create_tables: bool,
-        **options: Any,
-    ) -> int:
-        """Load and print; give the exit code."""
-        error = None
-        try:
-            with interruptible() as interrupts, self._shown():
-                job = Job(
-                    source,
-                    imported(into),
-                    url,
-                    create_tables,
-                    {**options, "progress": self._progress},
-                )
-                self.report = job.run(interrupts)
-            self.is_complete = True
-            code = FINDINGS if self.report.rejected else DONE
-        except (Exception, KeyboardInterrupt) as failed:
-            told = self._failure(failed)
-            if told is None:
-                raise
-            code, error = told
-        if error is not None:
-            _say(f"tenure load: {error}")
-        return code if self._print(code, error) else code or FINDINGS
-
-    def _shown(self) -> AbstractContextManager[Any]:
-        return self.bar or nullcontext()
-
-    def _progress(self, report: LoadReport) -> None:
-        self.report = report
-        if self.bar is not None:
-            self.bar.show(report)
-
-    def _failure(self, error: BaseException) -> tuple[int, str] | None:
-        """Return the exit code for *error*, and what to say; none for a bug of ours."""
-        if isinstance(error, KeyboardInterrupt):
-            return INTERRUPTED, f"interrupted; {self._kept()}"
-        if isinstance(error, RejectedRowsError):
-            self.report = cast(LoadReport, error.report)
-            self.is_complete = True
-            return FINDINGS, str(error)
-        if isinstance(error, Mistake):
-            return USAGE, str(error)
-        if isinstance(error, LoadError):
-            kept = self.report and self.report.kept
-            return USAGE, f"{error}; {self._kept()}" if kept else str(error)
-        if isinstance(error, (SQLAlchemyError, OSError)):
-            notes = [note.removeprefix("load: ") for note in _notes(error)]
-            text = said(error)
-            if isinstance(error, OSError) and error.filename is not None:
-                text = f"cannot write {error.filename!r}: {error.strerror}"
-            return FINDINGS, "; ".join([text, *(notes or [self._kept()])])
-        place = place_of(error)
-        if place is None:
-            return None
-        message = f"{type(error).__name__}: {said(error)} ({place})"
-        return USAGE, f"the model failed: {message}; {self._kept()}"
-
-    def _kept(self) -> str:
-        report = self.report
-        if report is not None and report.kept:
-            return (
-                f"{report.kept:,} rows were kept; continue with --start {report.resume}"
-            )
-        if report is not None and "commit" in report.seconds:
-            return "nobody knows whether the commit has happened"
-        return "nothing was written"
-
-    def _print(self, code: int, error: str | None) -> bool:
-        """Print what there is to tell; give whether that could be done."""
-        path = None
-        if self.rejects is not None and self.report and self.report.rejected:
-            path = os.fspath(self.rejects)
-        if self.as_json:
-            told: dict[str, Any] = {} if self.report is None else self.report.as_dict()
-            if error is not None:
-                told["error"] = error
-            text = json.dumps({**told, "rejects": path, "exit": code})
-        elif self.report is not None and self.is_complete:
-            text = "\n".join(text_of(self.report, rejects=path))
-        else:
-            return True
-        try:
-            print(text, flush=True)
-        except OSError as failed:
-            # Python would try to write it again when it ends, and print an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(failed, BrokenPipeError):
-                _say(f"tenure load: the report cannot be printed: {failed.strerror}")
-                return False
-        return True
-
-
-def _notes(error: BaseException) -> list[str]:
-    return [" ".join(note.split()) for note in getattr(error, "__notes__", ())]
-
-
-def _say(line: str) -> None:
-    print(" ".join(line.splitlines()), file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,11 @@ class Job:
     One load: what was asked for.
 
     Attributes:
-        source: A path, or ``-`` for standard input.
+        sources: Paths, patterns and URLs, or ``-`` for standard input.
         options: What goes to ``bulk.load()`` as it is.
     """
 
-    source: str
+    sources: Sequence[str]
     into: type[Any]
     url: str
     create_tables: bool
@@ -52,23 +52,27 @@ class Job:
 
     @contextmanager
     def _opened(self, interrupts: Interrupts) -> Iterator[Any]:
-        """Return a source for ``bulk.load()``: a path, or a pipe if it is no regular file."""
-        path = Path(self.source)
-        if self.source == "-" and sys.stdin is None:
+        """Return a source for ``bulk.load()``: paths, or a pipe where it is no file."""
+        [source, *more] = self.sources
+        if more and "-" in self.sources:
+            raise Mistake("standard input is loaded by itself, not with files")
+        if source == "-" and sys.stdin is None:
             raise Mistake("standard input is closed")
-        if self.source == "-":
-            # A copy of the descriptor: closing it does not close standard input.
-            descriptor = os.dup(sys.stdin.fileno())
-        elif path.is_file() or path.is_dir():
-            yield path
+        is_pipe = Path(source).exists() and not (
+            Path(source).is_file() or Path(source).is_dir()
+        )
+        if more or (source != "-" and not is_pipe):
+            yield source if not more else list(self.sources)
             return
-        elif not path.exists():
-            raise Mistake(f"there is no file {self.source!r}")
-        else:
-            descriptor = os.open(path, os.O_RDONLY)
+        # A copy of the descriptor: closing it does not close standard input.
+        descriptor = (
+            os.dup(sys.stdin.fileno())
+            if source == "-"
+            else os.open(source, os.O_RDONLY)
+        )
         with (
             io.FileIO(descriptor) as file,
-            io.BufferedReader(Pipe(file, self.source, interrupts)) as pipe,
+            io.BufferedReader(Pipe(file, source, interrupts)) as pipe,
         ):
             yield pipe
 

@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import Table
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from tenure import LoadError, entity_of
+from tenure import LoadError, entity_of, spec_of
 from tenure.errors import said
 
 from ._mistake import Mistake
@@ -31,10 +31,10 @@ def imported(path: str) -> type[Any]:
     """
     Import the model that *path*, ``package.module:Name``, names.
 
-    Modules are looked for in the current directory first, as Python does.
+    Of a mapped class a ``Spec`` is made. Modules are looked for in the current directory first, as Python does.
 
     Raises:
-        Mistake: It does not import, or is no ``Spec`` of a mapped class.
+        Mistake: It does not import, or is neither a mapped class nor a ``Spec`` of one.
     """
     module_name, _, name = path.partition(":")
     if not (module_name and name):
@@ -57,8 +57,10 @@ def imported(path: str) -> type[Any]:
             raise Mistake(f"--into: {module_name} has no {name!r}")
         model = getattr(model, part)
     try:
-        entity_of(model)
         configure_mappers()
+        if isinstance(sqlalchemy.inspect(model, raiseerr=False), Mapper):
+            model = spec_of(model)
+        entity_of(model)
     except LoadError as error:
         raise Mistake(f"--into: {error}") from error
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -44,8 +45,11 @@ class _Share(ProgressColumn):
 class Bar:
     """Shows how far one load is, while entered."""
 
-    def __init__(self, source: str) -> None:
-        name = "standard input" if source == "-" else source.rpartition("/")[2]
+    def __init__(self, sources: Sequence[str]) -> None:
+        [first, *more] = sources
+        name = "standard input" if first == "-" else first.rpartition("/")[2]
+        if more:
+            name = f"{len(sources)} sources"
         self._progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=_whole()),
             BarColumn(bar_width=None),

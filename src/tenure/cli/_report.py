@@ -28,6 +28,9 @@ def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
     if report.rejects:
         yield ""
         yield from _rejects(report, rejects)
+    for guess in report.guesses:
+        yield ""
+        yield f"guessed: {guess}"
     if report.dry_run:
         yield ""
         yield "dry run: nothing was written"
@@ -94,13 +97,20 @@ def _seconds(report: LoadReport) -> Iterator[str]:
     yield f"  {phases}"
 
 
+def _is_one(report: LoadReport) -> bool:
+    return all(reject.file is None for reject in report.rejects)
+
+
 def _rejects(report: LoadReport, path: str | None) -> Iterator[str]:
     yield "rejected"
     # Within a batch, rows that the database refused come after those that are invalid.
-    first = sorted(report.rejects, key=attrgetter("line"))[:MOST_REJECTS]
+    in_order = attrgetter("line") if _is_one(report) else attrgetter("line_of_all")
+    first = sorted(report.rejects, key=in_order)[:MOST_REJECTS]
     for reject in first:
         field = f"{reject.field}: " if reject.field else ""
-        yield f"  line {reject.line:,}  {field}{reject.message} [{reject.reason}]"
+        file = f"{reject.file} " if reject.file else ""
+        place = f"{file}line {reject.line:,}"
+        yield f"  {place}  {field}{reject.message} [{reject.reason}]"
     more = report.rejected - len(first)
     if more:
         yield f"  and {more:,} more"

@@ -141,6 +141,12 @@ class Identifiers:
         self.mapper = mapper
         self._parts: dict[str, Part] = {}
         self._shapes: dict[frozenset[str], Shape] = {}
+        #: What constraints and indexes keep unique, keys included.
+        self._unique: set[frozenset[Column[Any]]] = {
+            frozenset(table.primary_key.columns)
+            for table in mapper.tables
+            if isinstance(table, Table)
+        }
         #: The attributes of each identifier, columns in place of relationships.
         self.names: tuple[tuple[str, ...], ...] = tuple(dict.fromkeys(self._read()))
 
@@ -153,6 +159,7 @@ class Identifiers:
             if not isinstance(table, Table):
                 continue
             for columns in unique_column_sets(table):
+                self._unique.add(frozenset(columns))
                 # A table may have columns that this class does not map.
                 found = [property_of(mapper, column) for column in columns]
                 names = tuple(prop.key for prop in found if prop is not None)
@@ -270,13 +277,7 @@ class Identifiers:
 
     def is_unique_in_database(self, columns: Sequence[Column[Any]]) -> bool:
         """Whether a constraint or an index of the database keeps *columns* unique."""
-        wanted = set(columns)
-        return any(
-            wanted == set(table.primary_key.columns)
-            or any(wanted == set(found) for found in unique_column_sets(table))
-            for table in self.mapper.tables
-            if isinstance(table, Table)
-        )
+        return frozenset(columns) in self._unique
 
 
 def with_bases(shape: Shape) -> Iterator[Shape]:

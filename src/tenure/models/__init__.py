@@ -1,5 +1,6 @@
 """Mapped classes as Pydantic types, and Pydantic models of mapped classes."""
 
+from .made import spec_of
 from .resource import (
     Resource,
     Spec,
@@ -12,6 +13,8 @@ from .resource import (
     given_fields,
     instances_in,
     is_spec_schema,
+    label_of,
+    names_accepted,
     unwritten_fields,
 )
 from .unconnected import (
@@ -45,7 +48,10 @@ __all__ = [
     "is_spec_schema",
     "is_waiting",
     "items_of",
+    "label_of",
     "lift",
+    "names_accepted",
+    "spec_of",
     "unconnected_in",
     "unwritten_fields",
 ]

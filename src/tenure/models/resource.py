@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, ForwardRef, Generic, NamedTuple, Self, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 from sqlalchemy import inspect
@@ -284,6 +291,30 @@ def computed_attributes(model: type[BaseModel]) -> tuple[str, ...]:
         return ()
     known = dict(settable_columns(mapper_of(entity_of(model))))
     return tuple(name for name in computed if name in known)
+
+
+def names_accepted(model: type[BaseModel], name: str) -> set[str]:
+    """Return the names that an input may use for the field *name* of *model*."""
+    info = model.model_fields[name]
+    config = model.model_config
+    alias = info.validation_alias
+    names: set[str] = set()
+    choices: Any = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    for choice in choices:
+        if isinstance(choice, AliasPath):
+            names.add(str(choice.path[0]))
+        elif choice is not None:
+            names.add(choice)
+    by_name = config.get("populate_by_name") or config.get("validate_by_name")
+    if not names or by_name:
+        names.add(name)
+    return names
+
+
+def label_of(model: type[BaseModel], name: str) -> str:
+    """Return what messages call the field *name* of *model*."""
+    alias = model.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else name
 
 
 def as_attribute(value: Any, instance: Callable[[Any], Any] = lambda it: it) -> Any:

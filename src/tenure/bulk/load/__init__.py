@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from .link import LoadMissing
     from .loader import Commit, LoadOptions, Progress, Source, load
     from .report import LoadReport, Reject
-    from .sources import Pulled
 
 __all__ = [
     "Commit",
@@ -16,7 +15,6 @@ __all__ = [
     "LoadOptions",
     "LoadReport",
     "Progress",
-    "Pulled",
     "Reject",
     "Source",
     "load",
@@ -28,6 +26,5 @@ __getattr__ = lazy(
         ".link": ("LoadMissing",),
         ".loader": ("Commit", "LoadOptions", "Progress", "Source", "load"),
         ".report": ("LoadReport", "Reject"),
-        ".sources": ("Pulled",),
     },
 )

@@ -13,7 +13,6 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-from pydantic import AliasChoices, AliasPath
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -24,10 +23,12 @@ from ...models import (
     check_fields,
     composed_fields,
     computed_attributes,
+    label_of,
+    names_accepted,
     unwritten_fields,
 )
+from ..read import Accepted, Record
 from ..write import OnConflict, Row
-from .sources import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,10 @@ class Rows:
         )
 
 
+class NoKeyError(LoadError):
+    """Rows give nothing that identifies them, and an upsert goes by that."""
+
+
 class Layouts:
     """
     What a model and a mapped class have to do with each other.
@@ -268,18 +273,28 @@ class Layouts:
         mapper: Mapper[Any],
         on_conflict: OnConflict,
         dialect: str,
+        update_fields: Iterable[str] | None = None,
     ) -> None:
         check_fields(into, mapper)
+        #: The attributes that an update may change; ``None``: any.
+        self.allowed = None if update_fields is None else frozenset(update_fields)
+        for name in self.allowed or ():
+            if name not in mapper.attrs:
+                raise LoadError(
+                    f"update_fields: {mapper.class_.__name__} has no attribute {name!r}"
+                )
         self.dialect = dialect
         self.into = into
         self.mapper = mapper
         self.on_conflict = on_conflict
         #: Fields that the model computes for each row.
         self.computed = computed_attributes(into)
-        self.labels = {name: _label(into, name) for name in into.model_fields}
+        self.labels = {name: label_of(into, name) for name in into.model_fields}
         self.labels |= {name: name for name in self.computed}
         self._composed = composed_fields(into)
-        self._accepted = {name: _accepted(into, name) for name in into.model_fields}
+        self._accepted = {
+            name: names_accepted(into, name) for name in into.model_fields
+        }
         self._known = set().union(*self._accepted.values())
         self._made: dict[tuple[frozenset[str], frozenset[str]], Layout] = {}
 
@@ -287,6 +302,11 @@ class Layouts:
     def is_open(self) -> bool:
         """Whether the model itself says what to do with columns it does not know."""
         return "extra" in self.into.model_config
+
+    @property
+    def accepted(self) -> Accepted:
+        """What a source may have."""
+        return Accepted(frozenset(self._known), self.is_open)
 
     def unknown(self, names: Iterable[str]) -> Iterator[str]:
         """Return those of *names* that are no field of the model."""
@@ -348,7 +368,7 @@ class Layouts:
             filled: Fields for which the model has a value in these rows.
 
         Raises:
-            LoadError: They have no key, and what is in conflict goes by one.
+            NoKeyError: They have no key, and what is in conflict goes by one.
         """
         present, others = frozenset(given), frozenset(filled)
         layout = self._made.get((present, others))
@@ -368,6 +388,7 @@ class Layouts:
                 or info.default_factory is not None
             }
             written -= unwritten_fields(self.into)
+            written |= set() if written else self._one_null()
             # Keys are composed of others as well.
             parts = written.union(*(self._composed.get(name, ()) for name in written))
             fields = [name for name in self.into.model_fields if name in parts]
@@ -376,12 +397,34 @@ class Layouts:
             layout = Layout(
                 self.mapper, fields + list(self.computed), given_here, parts - written
             )
+            if self.allowed is not None:
+                layout.given = frozenset(filter(self._is_allowed(layout), layout.given))
             self._made[present, others] = layout
             for_upsert = self.on_conflict != "raise"
             layout.find_key(self.mapper, self.dialect, for_upsert=for_upsert)
             if for_upsert and not layout.key:
-                raise LoadError(self._lacks_key(layout))
+                raise NoKeyError(self._lacks_key(layout))
         return layout
+
+    def _one_null(self) -> set[str]:
+        """Return a field that is null in a row that gives nothing, as in a flush."""
+        for name, info in self.into.model_fields.items():
+            column = self.mapper.columns.get(name)
+            if (
+                isinstance(column, Column)
+                and not column.primary_key
+                and column.default is None
+                and column.server_default is None
+                and info.get_default() is None
+                and not info.is_required()
+            ):
+                return {name}
+        return set()
+
+    def _is_allowed(self, layout: Layout) -> Callable[[Column[Any]], bool]:
+        names = self.allowed or frozenset()
+        prop = self.mapper.get_property_by_column
+        return lambda c: layout.names[c] in names or prop(c).key in names
 
     def _lacks_key(self, layout: Layout) -> str:
         keys = [f"({', '.join(names)})" for names in identifiers(self.mapper).names]
@@ -398,47 +441,3 @@ class Layouts:
             f"({', '.join(layout.fields)}); its keys are {' or '.join(keys)}"
             + "".join(unusable)
         )
-
-
-def _accepted(model: type[Any], name: str) -> set[str]:
-    """Return the names that an input may use for the field *name* of *model*."""
-    info = model.model_fields[name]
-    config = model.model_config
-    alias = info.validation_alias
-    names = set()
-    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    for choice in choices:
-        if isinstance(choice, AliasPath):
-            names.add(str(choice.path[0]))
-        elif choice is not None:
-            names.add(choice)
-    by_name = config.get("populate_by_name") or config.get("validate_by_name")
-    if not names or by_name:
-        names.add(name)
-    return names
-
-
-def _label(model: type[Any], name: str) -> str:
-    alias = model.model_fields[name].validation_alias
-    return alias if isinstance(alias, str) else name
-
-
-def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
-    """Return the classes that references in *fields* refer to, also inside of keys."""
-    seen: set[Mapper[Any]] = set()
-    left = [
-        mapper.relationships[name].mapper
-        for name in fields
-        if name in mapper.relationships
-    ]
-    while left:
-        target = left.pop()
-        if target not in seen:
-            seen.add(target)
-            left.extend(
-                part.target
-                for shape in identifiers(target).spellings.values()
-                for part in shape.parts
-                if part.target is not None
-            )
-    return seen

@@ -218,3 +218,24 @@ def key_values(value: Any) -> Row:
             key_values(part) if type(part) is Proxy else [serialize_reference(part)]
         )
     return tuple(flat)
+
+
+def named_by(mapper: Mapper[Any], fields: Iterable[str]) -> set[Mapper[Any]]:
+    """Return the classes that references in *fields* refer to, also inside of keys."""
+    seen: set[Mapper[Any]] = set()
+    left = [
+        mapper.relationships[name].mapper
+        for name in fields
+        if name in mapper.relationships
+    ]
+    while left:
+        target = left.pop()
+        if target not in seen:
+            seen.add(target)
+            left.extend(
+                part.target
+                for shape in identifiers(target).spellings.values()
+                for part in shape.parts
+                if part.target is not None
+            )
+    return seen

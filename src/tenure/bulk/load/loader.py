@@ -8,14 +8,14 @@ resolved references, and rows that wait for others, which are put aside.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
 
+from pydantic import BaseModel
 from sqlalchemy import Engine, Table, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, Session
@@ -23,16 +23,16 @@ from sqlalchemy.orm import Mapper, Session
 from ..._private import is_committed
 from ...errors import LoadError, RejectedRowsError
 from ...mapping import mapper_of
-from ...models import entity_of
+from ...models import entity_of, spec_of
 from ..core import paused
+from ..read import ReadOptions, Record, Records
 from ..write import OnConflict
 from .create import Creator
-from .layout import Layouts, Rows, named_by
-from .link import Linker, LoadMissing, is_kin
+from .layout import Layouts, Rows
+from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
 from .report import LoadReport, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
-from .sources import Record, Records
 from .validate import Checker, RowValidator
 
 Commit = Literal["once", "batch"]
@@ -51,6 +51,7 @@ class LoadOptions:
 
     on_missing: LoadMissing = "reject"
     on_conflict: OnConflict = "raise"
+    update_fields: Iterable[str] | None = None
     batch_size: int = 10_000
     commit: Commit = "once"
     max_errors: int | None = 0
@@ -58,8 +59,7 @@ class LoadOptions:
     progress: Progress | None = None
     dry_run: bool = False
     start: int = 1
-    null: Iterable[str] = ("",)
-    format: str | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
@@ -72,13 +72,18 @@ class LoadOptions:
                 raise LoadError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.max_errors is not None and self.max_errors < 0:
             raise LoadError(f"max_errors is 0 or more, or None, not {self.max_errors}")
+        if self.update_fields is not None and self.on_conflict != "update":
+            raise LoadError("update_fields is for on_conflict='update'")
+        if isinstance(self.update_fields, str):
+            raise LoadError(
+                f"update_fields is a list of attributes, not {self.update_fields!r}"
+            )
 
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "on_missing": ("reject", "null", "create"),
     "on_conflict": ("raise", "update", "skip"),
     "commit": ("once", "batch"),
-    "format": (None, "csv", "jsonl", "parquet"),
 }
 
 
@@ -101,19 +106,18 @@ def load(
             f"progress got the coroutine function {progress!r}, which a sync session "
             f"cannot await; load with an async session"
         )
-    if _is_one_file(source, rejects):
-        raise LoadError(
-            f"rejects would overwrite the source, {rejects!s}; name another file"
-        )
-    if rejects is not None and _is_one_file(_database_file(session, into), rejects):
-        raise LoadError(
-            f"rejects would overwrite the database, {rejects!s}; name another file"
-        )
+    if not (isinstance(into, type) and issubclass(into, BaseModel)):
+        into = spec_of(into)
+    mapper = mapper_of(entity_of(into))
+    dialect = _engine_of(session, mapper).dialect.name
+    layouts = Layouts(into, mapper, options.on_conflict, dialect, options.update_fields)
     file = RejectsFile(rejects, start=start)
+    file.check("source", *(source if isinstance(source, list) else [source]))
+    file.check("database", _database_file(session, mapper))
     with Records(
-        source, format=options.format, null=options.null, start=start
+        source, options.reading, accepted=layouts.accepted, start=start
     ) as records:
-        loader = _Loader(session, records, into, options, file)
+        loader = _Loader(session, records, layouts, options, file)
         file.open()
         try:
             return loader.run(options.batch_size, _told(progress, between))
@@ -132,28 +136,14 @@ def _told(
     return tell
 
 
-def _database_file(session: Session, into: type[Any]) -> str | None:
+def _database_file(session: Session, mapper: Mapper[Any]) -> str | None:
     """Return the file of the database that rows go to, if it is SQLite."""
-    engine = _engine_of(session, mapper_of(entity_of(into)))
+    engine = _engine_of(session, mapper)
     return engine.url.database if engine.dialect.name == "sqlite" else None
 
 
 def _engine_of(session: Session, mapper: Mapper[Any]) -> Engine:
     return session.get_bind(mapper, clause=insert(mapper)).engine
-
-
-def _is_one_file(source: Any, rejects: Any) -> bool:
-    one, other = map(_status, (source, rejects))
-    return one is not None and other is not None and os.path.samestat(one, other)
-
-
-def _status(file: Any) -> os.stat_result | None:
-    """Return ``stat()`` of a path or an open file, if it is a regular file."""
-    try:
-        status = os.stat(file.fileno() if hasattr(file, "fileno") else file)
-    except (OSError, TypeError, ValueError):
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
 
 
 class _Loader:
@@ -163,7 +153,7 @@ class _Loader:
         self,
         session: Session,
         records: Records,
-        into: type[Any],
+        layouts: Layouts,
         options: LoadOptions,
         file: RejectsFile,
     ) -> None:
@@ -172,16 +162,17 @@ class _Loader:
         self.options = options
         on_conflict = options.on_conflict
         self.commits_batches = options.commit == "batch" and not options.dry_run
-        self.mapper = mapper_of(entity_of(into))
-        dialect = _engine_of(session, self.mapper).dialect.name
-        self.layouts = Layouts(into, self.mapper, on_conflict, dialect)
+        self.mapper = layouts.mapper
+        self.layouts = layouts
+        into = layouts.into
         self.report = LoadReport(
             into=self.mapper.class_.__name__,
             bytes_total=records.total,
             resume=options.start,
             dry_run=options.dry_run,
+            guesses=records.guesses,
         )
-        self.rejects = Rejects(self.report, file, records.header)
+        self.rejects = Rejects(self.report, file, records)
         self.attempts = Attempts(session, self.mapper)
         labels = self.layouts.labels
         self.linker = Linker(

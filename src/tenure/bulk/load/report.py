@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...errors import LoadError
-from .sources import Record, plain
+from ..read import Record, Records, plain
 
 
 @dataclass(slots=True)
@@ -65,13 +66,19 @@ class Reject:
     row: Any
     #: Further things wrong with the same row.
     more: tuple[Problem, ...] = ()
+    #: The file of the source, if there are several, and the line of it in all of them.
+    file: str | None = None
+    line_of_all: int | None = None
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
 
     def as_dict(self) -> dict[str, Any]:
         """Return the line for the rejects file."""
-        found: dict[str, Any] = {
+        found: dict[str, Any] = {}
+        if self.file is not None:
+            found |= {"file": self.file, "line_of_all": self.line_of_all}
+        found |= {
             "line": self.line,
             "field": self.field,
             "reason": self.reason,
@@ -117,6 +124,10 @@ class LoadReport:
     #: ``None`` when all are.
     resume: int | None = 1
     dry_run: bool = False
+    #: How many rows were rejected for each reason.
+    reasons: Counter[str] = field(default_factory=Counter)
+    #: What was taken for granted about the source, and how to say otherwise.
+    guesses: list[str] = field(default_factory=list)
     #: The first rejected rows; the rejects file has all.
     rejects: list[Reject] = field(default_factory=list)
 
@@ -143,7 +154,12 @@ class LoadReport:
     def counts(self) -> LoadReport:
         """Return a copy of the counts, for :meth:`restore`."""
         copies = {name: count.copy() for name, count in self.references.items()}
-        return replace(self, references=copies, rejects=list(self.rejects))
+        return replace(
+            self,
+            references=copies,
+            reasons=self.reasons.copy(),
+            rejects=list(self.rejects),
+        )
 
     def restore(self, counts: LoadReport) -> None:
         """Go back to *counts*; time that was spent stays so."""
@@ -168,6 +184,8 @@ class LoadReport:
             "unchanged": self.unchanged,
             "skipped": self.skipped,
             "rejected": self.rejected,
+            "reasons": dict(self.reasons.most_common()),
+            "first_rejects": [reject.as_dict() for reject in self.rejects],
             "references": {
                 name: {
                     "resolved": count.resolved,
@@ -183,6 +201,7 @@ class LoadReport:
             "kept": self.kept,
             "resume": self.resume,
             "dry_run": self.dry_run,
+            "guesses": self.guesses,
         }
 
 
@@ -205,6 +224,23 @@ class RejectsFile:
         self._start = start
         self._is_ours = self.is_given and not hasattr(target, "write")
         self._file: Any = None if self._is_ours else target
+
+    def check(self, what: str, *files: Any) -> None:
+        """
+        Refuse to overwrite *files*, paths or open files; other things are none.
+
+        Raises:
+            LoadError: It is one of them.
+        """
+        target = None if self._target is None else _status(self._target)
+        if target is None:
+            return
+        others = filter(None, map(_status, files))
+        if any(os.path.samestat(target, other) for other in others):
+            raise LoadError(
+                f"rejects would overwrite the {what}, {self._target!s}; name another "
+                f"file"
+            )
 
     def open(self) -> None:
         """
@@ -269,20 +305,28 @@ class RejectsFile:
 def _line_of(text: bytes) -> float:
     """Return the line that a row of a rejects file came from; ``None``: drop it."""
     try:
-        return int(json.loads(text)["line"])
+        reject = json.loads(text)
+        return int(reject.get("line_of_all", reject["line"]))
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _status(file: Any) -> os.stat_result | None:
+    """Return ``stat()`` of a path or an open file, if it is a regular file."""
+    try:
+        status = os.stat(file.fileno() if hasattr(file, "fileno") else file)
+    except (OSError, TypeError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 class Rejects:
     """What rejects a row: tells the report, and the file."""
 
-    def __init__(
-        self, report: LoadReport, file: RejectsFile, header: list[str] | None
-    ) -> None:
+    def __init__(self, report: LoadReport, file: RejectsFile, records: Records) -> None:
         self.report = report
         self.file = file
-        self.header = header
+        self.records = records
         #: The lines rejected since somebody cleared it.
         self.lines: set[int] = set()
 
@@ -296,9 +340,13 @@ class Rejects:
     ) -> None:
         """Reject *record* because of *field* (what the source calls it)."""
         line, row = record
-        reject = Reject(line, field, reason, message, plain(row, self.header), more)
+        source, number = self.records.place(line)
+        of_all = None if source is None else line
+        plainly = plain(row, self.records.header)
+        reject = Reject(number, field, reason, message, plainly, more, source, of_all)
         self.lines.add(line)
         self.report.rejected += 1
+        self.report.reasons[reason] += 1
         if len(self.report.rejects) < self.report.MOST_REJECTS:
             self.report.rejects.append(reject)
         self.file.write(reject)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...references import Proxy, key_of, shape_of
-from .sources import Record
+from ..read import Record
 
 _TABLES = """
     PRAGMA journal_mode = OFF;

@@ -19,13 +19,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ...errors import LoadError
 from ...models import computed_attributes
 from ...references import Proxy, ReferenceValidator
+from ..read import Bad, Record, Records
 from ..write import Row, one_zone
 from .by_column import Columns, fields_of
-from .layout import Layout, Layouts, Rows
+from .layout import Layout, Layouts, NoKeyError, Rows
 from .report import Rejects, problems_of
-from .sources import Record, Records
 
 #: A row (by position) and field that is no valid reference, and why.
 Refused = tuple[int, str, PydanticCustomError]
@@ -230,21 +231,34 @@ class Checker:
         validator: RowValidator,
     ) -> None:
         self.json = records.json
+        #: The columns of a table, those that are ignored left out of account.
         self.header = records.header
+        self.ignored = records.ignored
         self.layouts = layouts
         self.rejects = rejects
         self.validator = validator
         self.columns = None if records.json else Columns.of(layouts.into)
         self.layout: Layout | None = None
         if self.header is not None:
-            self.layout = layouts.of_header(self.header, may_add=validator.may_add)
+            header = [name for name in self.header if name not in self.ignored]
+            self.layout = layouts.of_header(header, may_add=validator.may_add)
+        elif self.json and not layouts.accepted.names.isdisjoint(self.ignored):
+            known = sorted(map(repr, layouts.accepted.names & self.ignored))
+            raise LoadError(
+                f"ignore names {', '.join(known)}, which {layouts.into.__name__} reads; "
+                f"leave it out of the model"
+            )
         #: Whether names need no check: those of a table are its header's.
         self._takes_all_names = self.header is not None or layouts.is_open
         self._seen: set[tuple[str, ...]] = set()
+        self._has_empty = False
+        if self.header is None:
+            # Without any key no row can be written.
+            layouts.of(layouts.into.model_fields)
 
     def rows(self, records: Sequence[Record]) -> list[Rows]:
         """Return the valid rows of *records*, by the fields they set."""
-        records = self._as_wide_as_the_header(records)
+        records = self._as_wide_as_the_header(self._readable(records))
         if not records:
             return []
         checked = None
@@ -261,6 +275,8 @@ class Checker:
         if len(checked.wrong) == len(records):
             return []
         layout = self.layout or self.layouts.of(checked.given)
+        if not checked.given:
+            self._note_empty(records[0])
         if not layout.fields:
             for n in set(range(len(records))) - set(checked.wrong):
                 self._reject_empty(records[n])
@@ -268,6 +284,15 @@ class Checker:
         fields = [checked.columns[name] for name in layout.fields]
         batch = Rows(layout, list(records), fields=fields, refused=set(checked.wrong))
         return [batch.only(batch.kept) if batch.refused else batch]
+
+    def _readable(self, records: Sequence[Record]) -> Sequence[Record]:
+        if Bad not in set(map(type, map(itemgetter(1), records))):
+            return records
+        for record in records:
+            row = record[1]
+            if type(row) is Bad:
+                self.rejects.add(record, row.field, row.reason, row.message)
+        return [record for record in records if type(record[1]) is not Bad]
 
     def _as_wide_as_the_header(self, records: Sequence[Record]) -> Sequence[Record]:
         width = None if self.header is None else len(self.header)
@@ -299,10 +324,17 @@ class Checker:
                 continue
             if not (takes_all_names or self._has_known_names(record)):
                 continue
-            its = layout or self._layout(given(valid), values(valid))
+            names = given(valid)
+            try:
+                its = layout or self._layout(names, values(valid))
+            except NoKeyError as error:
+                self.rejects.add(record, "", "key", str(error))
+                continue
             if not its.fields:
                 self._reject_empty(record)
                 continue
+            if not names:
+                self._note_empty(record)
             if its not in found:
                 found[its] = [], []
             kept, taken = found[its]
@@ -312,6 +344,15 @@ class Checker:
             Rows(its, kept, fields=list(zip(*taken, strict=True)))
             for its, (kept, taken) in found.items()
         ]
+
+    def _note_empty(self, record: Record) -> None:
+        """Say once that rows give nothing the model knows, and what became of them."""
+        if not self._has_empty:
+            self._has_empty = True
+            self.rejects.report.guesses.append(
+                f"some rows, the first in line {record[0]}, give none of the fields of "
+                f"{self.layouts.into.__name__}; they were taken for rows of defaults"
+            )
 
     def _reject_empty(self, record: Record) -> None:
         model = self.layouts.into.__name__

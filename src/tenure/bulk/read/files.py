@@ -1,0 +1,418 @@
+"""What a source names: files, here or elsewhere, compressed or not; and their lines."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import glob
+import gzip
+import io
+import lzma
+import os
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, cast
+from urllib.parse import unquote
+from zipfile import BadZipFile, ZipFile
+
+from ...errors import LoadError, said
+from .options import FORMATS, Format
+from .zstd import Zstandard
+
+#: What may be wrong with the bytes of a file.
+DAMAGED = (
+    *(OSError, EOFError, UnicodeDecodeError, csv.Error),
+    *(zlib.error, lzma.LZMAError, BadZipFile),
+)
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+#: What Hive calls the folder of rows that have NULL in the column it is named after.
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """
+    A file of a source.
+
+    Attributes:
+        name: What messages and rejects call it.
+        open: Opens its bytes, as stored; the stack closes them.
+        inner: The name that tells its format: of a member of an archive its own.
+        size: In bytes, as stored; 0 if unknown.
+        constants: Columns that its folders name, and their value in all of its rows.
+    """
+
+    name: str
+    open: Callable[[ExitStack], Any]
+    inner: str
+    size: int = 0
+    constants: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def format(self) -> Format | None:
+        """The format that its name tells, if it tells one."""
+        return FORMATS.get(os.path.splitext(_plain(self.inner))[1].lower())
+
+    @property
+    def has_tabs(self) -> bool:
+        """Whether its name says that tabs are between its fields."""
+        return _plain(self.inner).lower().endswith((".tsv", ".tab"))
+
+    def opened(self, stack: ExitStack) -> tuple[Any, Any]:
+        """
+        Open it.
+
+        Returns:
+            Its bytes, and what tells how many of those as stored were read.
+
+        Raises:
+            LoadError: It cannot be read.
+        """
+        try:
+            raw = self.open(stack)
+        except OSError as error:
+            why = error.strerror or said(error)
+            raise LoadError(f"cannot read {self.name!r}: {why}") from error
+        return _decompressed(raw, self.inner, stack), raw
+
+
+def _plain(name: str) -> str:
+    """Return the name of what a compressed file holds."""
+    for suffix in _COMPRESSED:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _decompressed(raw: Any, name: str, stack: ExitStack) -> Any:
+    opened: Any
+    match os.path.splitext(name)[1].lower():
+        case ".gz":
+            opened = gzip.open(raw)  # noqa: SIM115  # the stack closes it
+        case ".bz2":
+            opened = bz2.open(raw)  # noqa: SIM115  # as above
+        case ".xz":
+            opened = lzma.open(raw)  # noqa: SIM115  # as above
+        case ".zst":
+            opened = io.BufferedReader(Zstandard(raw))
+        case _:
+            return raw
+    return stack.enter_context(opened)
+
+
+# Which files there are
+
+
+def paths_in(source: Any) -> list[str] | None:
+    """Return the paths that a source is or lists, if it is or lists paths."""
+    listed = source if isinstance(source, (list, tuple)) else [source]
+    if not listed or not all(isinstance(each, (str, os.PathLike)) for each in listed):
+        return None
+    return [os.fspath(each) for each in listed]
+
+
+def found(path: str, storage_options: Mapping[str, Any] | None) -> list[File]:
+    """
+    Return the files that a path, a URL or a pattern names, in the order of their names.
+
+    Raises:
+        LoadError: There is none.
+    """
+    if _URL.match(path):
+        return _remote(path, storage_options or {})
+    if os.path.isdir(path):
+        return _in_folder(path)
+    if glob.has_magic(path) and not os.path.lexists(path):
+        paths = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+        if not paths:
+            raise LoadError(f"no file matches {path!r}")
+        return [file for each in paths for file in _local(each)]
+    return _local(path)
+
+
+def _local(path: str) -> list[File]:
+    def opening(stack: ExitStack) -> Any:
+        return stack.enter_context(open(path, "rb"))  # the stack closes it
+
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise LoadError(f"cannot read {path!r}: {error.strerror}") from error
+    return _members(File(path, opening, path, size))
+
+
+def _in_folder(path: str) -> list[File]:
+    """Return the files in a folder and those below, with the columns they name."""
+    files: list[File] = []
+    for folder, below, names in os.walk(path):
+        below[:] = [name for name in below if not name.startswith((".", "_"))]
+        inside = os.path.relpath(folder, path).split(os.sep)
+        pairs = [each.partition("=") for each in inside]
+        constants = {
+            unquote(name): None if value == _NULL_FOLDER else unquote(value)
+            for name, equals, value in pairs
+            if equals
+        }
+        for name in names:
+            if not name.startswith((".", "_")):
+                [file, *more] = _local(os.path.join(folder, name))
+                files += [
+                    File(each.name, each.open, each.inner, each.size, constants)
+                    for each in (file, *more)
+                ]
+    if not files:
+        raise LoadError(f"there is no file in {path!r}")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise LoadError(
+            f"reading {url!r} needs fsspec; install tenure[remote]"
+        ) from error
+    try:
+        system, path = fsspec.core.url_to_fs(url, **options)
+        if glob.has_magic(url.partition("?")[0]):
+            paths = sorted(system.glob(path))
+        elif system.isdir(path) and not system.isfile(path):
+            paths = sorted(system.find(path))
+        else:
+            paths = [path]
+        files = [_of_system(system, each, url) for each in paths]
+    except (ImportError, ValueError) as error:
+        raise LoadError(f"cannot read {url!r}: {said(error)}") from error
+    except OSError as error:
+        why = error.strerror or said(error)
+        raise LoadError(f"cannot read {url!r}: {why}") from error
+    if not files:
+        raise LoadError(f"no file matches {url!r}")
+    return [member for file in files for member in _members(file)]
+
+
+def _of_system(system: Any, path: str, url: str) -> File:
+    def opening(stack: ExitStack) -> Any:
+        return stack.enter_context(system.open(path, "rb"))
+
+    name = url if path in url else system.unstrip_protocol(path)
+    return File(name, opening, path.partition("?")[0], int(system.size(path) or 0))
+
+
+def _members(file: File) -> list[File]:
+    """Return the files in an archive; *file* itself, if it is none."""
+    if not file.inner.lower().endswith(".zip"):
+        return [file]
+    with ExitStack() as stack:
+        raw = file.open(stack)
+        try:
+            archive = stack.enter_context(ZipFile(raw))
+        except (BadZipFile, OSError) as error:
+            raise LoadError(f"cannot read {file.name!r}: {said(error)}") from error
+        infos = [
+            info
+            for info in archive.infolist()
+            if not info.is_dir()
+            and not info.filename.startswith("__MACOSX/")
+            and not os.path.basename(info.filename).startswith(".")
+        ]
+    if not infos:
+        raise LoadError(f"there is no file in {file.name!r}")
+    only = len(infos) == 1
+    return [
+        File(
+            file.name if only else f"{file.name}/{info.filename}",
+            _member_opener(file, info.filename),
+            # A name that tells no format leaves that to the archive's.
+            info.filename
+            if os.path.splitext(_plain(info.filename))[1].lower() in FORMATS
+            else _plain(file.inner),
+            info.compress_size,
+        )
+        for info in infos
+    ]
+
+
+def _member_opener(file: File, name: str) -> Callable[[ExitStack], Any]:
+    def opening(stack: ExitStack) -> Any:
+        archive = stack.enter_context(ZipFile(file.open(stack)))
+        try:
+            return stack.enter_context(archive.open(name))
+        except RuntimeError as error:
+            # It has a password.
+            raise LoadError(f"cannot read {file.name!r}: {said(error)}") from error
+
+    return opening
+
+
+# Their text
+
+_MARKS = (
+    # The longer ones first: UTF-32 begins as UTF-16 does.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+#: What stands for bytes that an encoding does not have.
+_UNDECODED = re.compile("[\udc00-\udcff]")
+_undecoded = 0
+
+
+def _leave_undecoded(error: UnicodeError) -> tuple[str, int]:
+    """Let a text hold bytes that were not decoded, each as a lone surrogate."""
+    global _undecoded  # noqa: PLW0603  # codecs knows handlers by name, for everybody
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    _undecoded += 1
+    left = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) for byte in left), error.end
+
+
+codecs.register_error("tenure.undecoded", _leave_undecoded)
+
+
+def is_undecoded(text: str) -> bool:
+    """Whether a text holds bytes that were not decoded."""
+    return not text.isascii() and _UNDECODED.search(text) is not None
+
+
+def spelled(text: str) -> str:
+    r"""Return a text with bytes that were not decoded as ``\xff``."""
+    return _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+
+
+def marked_encoding(binary: Any) -> str | None:
+    """Return the encoding that a byte order mark tells; the mark stays unread."""
+    if hasattr(binary, "peek"):
+        start = binary.peek(4)[:4]
+    elif hasattr(binary, "seekable") and binary.seekable():
+        before = binary.tell()
+        start = binary.read(4)
+        binary.seek(before)
+    else:
+        return None
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    return None
+
+
+class Lines:
+    """
+    The lines of a text, read in blocks; those since :attr:`keep` can be had again.
+
+    Attributes:
+        size: Lines that are read at once.
+        keep: The first line that may be asked for again.
+        undecoded: The lines so far that hold bytes that were not decoded.
+        count: The lines that were read.
+    """
+
+    def __init__(self, text: Any) -> None:
+        self._text = iter(text)
+        self._blocks: deque[tuple[int, list[str]]] = deque()
+        self._failed: Exception | None = None
+        self._checked = _undecoded
+        self._has_undecoded = False
+        self.size = 1
+        self.keep = 1
+        self.undecoded: set[int] = set()
+        self.count = 0
+
+    def since(self, line: int) -> Iterator[str]:
+        """
+        Yield the lines from *line* on: those read before, and what follows.
+
+        Raises:
+            LoadError: What follows cannot be read.
+        """
+        read = [
+            block[max(line - first, 0) :]
+            for first, block in self._blocks
+            if _end(first, block) > line
+        ]
+        lines = chain.from_iterable(chain(read, self._more()))
+        between = line - self.count - 1
+        return islice(lines, between, None) if between > 0 else lines
+
+    def between(self, line: int, end: int) -> list[str]:
+        """Return the lines from *line* to before *end*, which have been read."""
+        return list(islice(self.since(line), end - line))
+
+    def _more(self) -> Iterator[Sequence[str]]:
+        while block := self._next():
+            yield block
+
+    def _next(self) -> list[str]:
+        if self._failed is not None:
+            raise self._unreadable(self._failed)
+        while self._blocks and _end(*self._blocks[0]) <= self.keep:
+            self._blocks.popleft()
+        block: list[str] = []
+        try:
+            block.extend(islice(self._text, self.size))
+        except DAMAGED as error:
+            # The lines before are good ones.
+            self._failed = error
+            if not block:
+                raise self._unreadable(error) from error
+        if not block:
+            return block
+        first = self.count + 1
+        if self._has_undecoded or self._checked != _undecoded:
+            # That there was any, here or in another source, has been noticed.
+            self._has_undecoded = True
+            self.undecoded.update(
+                first + n for n, line in enumerate(block) if is_undecoded(line)
+            )
+        self._blocks.append((first, block))
+        self.count += len(block)
+        return block
+
+    def _unreadable(self, error: Exception) -> LoadError:
+        line = self.count + 1
+        if isinstance(error, UnicodeDecodeError):
+            return LoadError(
+                f"the source is not {error.encoding.upper()}, at or after line {line}: "
+                f"{error.reason}; say encoding= if it is another one, or errors='reject'"
+            )
+        return LoadError(f"the source cannot be read at line {line}: {said(error)}")
+
+
+def _end(first: int, block: Sequence[str]) -> int:
+    """Return the line after a block."""
+    return first + len(block)
+
+
+def lines_of(
+    binary: Any, encoding: str, errors: str, stack: ExitStack, *, is_ours: bool
+) -> Lines:
+    """
+    Return the lines of bytes.
+
+    Args:
+        is_ours: Whether the file is closed with the stack; else its owner closes it.
+
+    Raises:
+        LoadError: There is no such encoding.
+    """
+    handler = "tenure.undecoded" if errors == "reject" else errors
+    try:
+        codecs.lookup_error(handler)
+        text = io.TextIOWrapper(binary, encoding=encoding, errors=handler, newline="")
+    except LookupError as error:
+        raise LoadError(f"encoding and errors: {error}") from error
+    if is_ours:
+        stack.enter_context(text)
+    else:
+        stack.callback(text.detach)
+    return Lines(cast(Any, text))

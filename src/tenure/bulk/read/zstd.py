@@ -1,0 +1,55 @@
+"""Files that Zstandard has compressed. Needs the extra ``zstd``."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ...errors import LoadError, said
+
+
+class Zstandard(io.RawIOBase):
+    """
+    What a file holds that Zstandard has compressed.
+
+    The reader of the library takes a file that was cut off for a whole one.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise LoadError(
+                "reading .zst needs zstandard; install tenure[zstd]"
+            ) from error
+        self._raw = raw
+        self._library: Any = zstandard
+        self._frame: Any = None
+        self._left = b""
+
+    def readable(self) -> bool:
+        """Whether it can be read: it can."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes into *buffer*; give how many, none at the end."""
+        while not self._left:
+            stored = self._frame.unused_data if self._is_over else b""
+            stored = stored or self._raw.read(io.DEFAULT_BUFFER_SIZE)
+            if not stored:
+                if self._frame is None or self._is_over:
+                    return 0
+                raise EOFError("the compressed file was cut off")
+            if self._frame is None or self._is_over:
+                self._frame = self._library.ZstdDecompressor().decompressobj()
+            try:
+                self._left = self._frame.decompress(stored)
+            except self._library.ZstdError as error:
+                raise OSError(said(error)) from error
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+    @property
+    def _is_over(self) -> bool:
+        return self._frame is not None and self._frame.eof
