@@ -281,8 +281,8 @@ class Free(Base):
     __tablename__ = "made_free"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    a: Mapped[str | None]
-    b: Mapped[str | None]
+    a: Mapped[str | None] = mapped_column(String(20))
+    b: Mapped[str | None] = mapped_column(String(20))
 
 
 class FreeIn(Spec[Free]):
