@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -323,6 +324,32 @@ class Draft(Registry):
         values = [v for v in self.values if held is None or id(v) in held]
         if values:
             self._bulk._add_values(values, payload)
+
+    def settle(self, payload: Any) -> None:
+        """Pass on what *payload* holds, and begin anew."""
+        if not self.is_empty:
+            self.keep(payload, held_by(payload))
+            self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: what was registered belongs to a payload that was refused."""
+        for registered in (self._proxies, self.raw, self._adopted):
+            registered.clear()
+        self._added.clear()
+        self.values.clear()
+        # The payload was left by an exception.
+        self.inside.clear()
+
+
+@contextmanager
+def drafting(bulk: Any) -> Iterator[Draft]:
+    """Let payloads that are validated one after the other share a draft."""
+    draft = Draft(bulk)
+    token = DRAFT.set(draft)
+    try:
+        yield draft
+    finally:
+        DRAFT.reset(token)
 
 
 def current_draft(bulk: Any) -> Draft | None:

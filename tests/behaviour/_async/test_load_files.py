@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from pydantic import model_validator
 from sqlalchemy import func, select
 
 from tenure import (
@@ -205,6 +206,58 @@ async def test_mapped_class(session: AsyncSession, tmp_path: Path) -> None:
         await load(session, path, str)
     with pytest.raises(TypeError, match="unexpected keyword argument 'delimeter'"):
         await load(session, path, Book, delimeter=";")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "rows", "csv"])
+async def test_ignored(session: AsyncSession, tmp_path: Path, kind: str) -> None:
+    """Columns that are not read are no error; others that are unknown still are."""
+    rows = [{"code": "a", "name": "A", "note": "x"}, {"code": "b", "nome": "B"}]
+    source: Any = rows
+    if kind == "jsonl":
+        source = tmp_path / "a.jsonl"
+        source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    elif kind == "csv":
+        [source] = write(tmp_path, one="code,name,note,nome\na,A,x,\n")
+        with pytest.raises(LoadError, match="knows no column 'nome'"):
+            await load(session, source, ignore=["note"])
+        await load(session, source, ignore=["note", "nome"])
+        assert {"a": "A"} == await stored(session)
+        return
+    report = await load(session, source, ignore=["note"], max_errors=1)
+    assert {"a": "A"} == await stored(session)
+    [reject] = report.rejects
+    assert (2, "nome", "extra_forbidden") == (reject.line, reject.field, reject.reason)
+    assert "unknown field 'nome'" == reject.message
+    report = await load(session, source, max_errors=None, on_conflict="skip")
+    assert [(1, "note"), (2, "nome")] == [(r.line, r.field) for r in report.rejects]
+
+
+class Validated(AuthorIn):
+    @model_validator(mode="after")
+    def same(self) -> Self:
+        return self
+
+
+@pytest.mark.parametrize("into", [AuthorIn, Validated])
+@pytest.mark.parametrize("kind", ["jsonl", "rows", "csv"])
+async def test_ignored_field(
+    session: AsyncSession, tmp_path: Path, kind: str, into: Any
+) -> None:
+    """What the model would read is left out of a table and of mappings."""
+    rows = [{"code": "a", "name": "A"}]
+    source: Any = rows
+    if kind == "csv":
+        [source] = write(tmp_path, one="code,name\na,A\n")
+    elif kind == "jsonl":
+        source = tmp_path / "a.jsonl"
+        source.write_text(json.dumps(rows[0]))
+        with pytest.raises(
+            LoadError, match="ignore names 'name', which AuthorIn reads"
+        ):
+            await load(session, source, ignore=["name"])
+        return
+    await load(session, source, ignore=["name"])
+    assert {"a": None} == await stored(session)
 
 
 async def test_guesses(session: AsyncSession, tmp_path: Path) -> None:

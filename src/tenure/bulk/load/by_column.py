@@ -288,13 +288,27 @@ class Fields:
         """Yield the name and the core schema of each field."""
         return iter(self.schema["fields"].items())
 
-    def validator(self) -> SchemaValidator:
+    @property
+    def knows_its_names(self) -> bool:
+        """Whether each field has one name in a row, and nothing else looks at those."""
+        return not (
+            self.before
+            or any(self.config.get(way) or self.schema.get(way) for way in _BY_NAME)
+            or any(
+                not isinstance(field.get("validation_alias", ""), str)
+                for _, field in self
+            )
+        )
+
+    def validator(self, *, refuses_unknown: bool = False) -> SchemaValidator:
         """
         Make what validates a row.
 
         It gives the values by field, extra ones, and the names of those that were set.
         """
         schema = self.schema
+        if refuses_unknown:
+            schema = {**schema, "extra_behavior": "forbid"}
         for outer in reversed(self.before):
             schema = {**outer, "schema": schema}
         return SchemaValidator(schema, self.config)

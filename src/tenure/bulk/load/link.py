@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from types import NoneType
 from typing import Any, Literal
 
@@ -13,11 +14,11 @@ from ...context import SESSION_BULK_CONTEXT
 from ...mapping import columns_held, identifiers
 from ...references import Proxy, Registry, is_resolved, serialize_reference, shape_of
 from ..lookup import refused_by_halves, resolve
-from ..write import Row
+from ..write import Row, one_zone
 from .layout import ReferenceField, Rows
 from .report import LoadReport, Rejects
 from .savepoints import Attempts
-from .validate import RowValidator, alike
+from .validate import RowValidator
 
 LoadMissing = Literal["reject", "null", "create"]
 
@@ -33,6 +34,21 @@ class _Interning:
 
     def _add_values(self, values: Sequence[Any], payload: Any) -> None:
         """Leave out rows of other tables: a load writes into one."""
+
+
+def alike(values: Sequence[Any]) -> Sequence[Any]:
+    """
+    Return *values*, with one object for all times that are equal.
+
+    Comparing two times in a zone asks both zones each time, which adds up over the
+    dictionaries and the sorting that a column goes through.
+    """
+    if type(values[0]) is not datetime:
+        return values
+    if set(map(type, values)) != {datetime} or not one_zone(values):
+        return values
+    known: dict[Any, Any] = {}
+    return [known.setdefault(value, value) for value in values]
 
 
 class Linker:

@@ -187,7 +187,9 @@ class _Loader:
             if options.on_missing == "create"
             else None
         )
-        self.validator = RowValidator(into, json=records.json)
+        self.validator = RowValidator(
+            into, json=records.json, refuses_unknown=not records.ignored
+        )
         self.checker = Checker(records, self.layouts, self.rejects, self.validator)
         names_itself = any(is_kin(each, self.mapper) for each in named)
         self.in_order = InOrder(self) if names_itself else None

@@ -9,24 +9,24 @@ came, and each different one is validated once. The results and errors are the s
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
+from ...context import SESSION_BULK_CONTEXT
 from ...errors import LoadError
 from ...models import computed_attributes
-from ...references import Proxy, ReferenceValidator
+from ...references import Proxy, ReferenceValidator, drafting
 from ..read import Bad, Record, Records
 from ..write import Row, one_zone
 from .by_column import Columns, fields_of
 from .layout import Layout, Layouts, NoKeyError, Rows
-from .report import Rejects, problems_of
+from .report import Problem, Rejects, problems_of
 
 #: A row (by position) and field that is no valid reference, and why.
 Refused = tuple[int, str, PydanticCustomError]
@@ -36,17 +36,39 @@ class RowValidator:
     """
     Validates records into models, and columns into references.
 
+    Args:
+        refuses_unknown: Whether JSON must not have names that the model does not know,
+            unless the model itself says what to do with them.
+
     Attributes:
         later: The fields whose references :meth:`references` makes.
         optional: Those of them that may be null.
     """
 
-    def __init__(self, model: type[BaseModel], *, json: bool) -> None:
+    def __init__(
+        self,
+        model: type[BaseModel],
+        *,
+        json: bool,
+        refuses_unknown: bool = False,
+    ) -> None:
         fields = fields_of(model)
+        #: Whether :attr:`validate` returns instances of the model.
+        self.makes_models = fields is None
         self.later = {} if fields is None else fields.later
         self.optional = set() if fields is None else fields.optional
+        #: Whether :attr:`validate` refuses names that the model does not know.
+        self.refuses_unknown = (
+            refuses_unknown
+            and json
+            and fields is not None
+            and fields.knows_its_names
+            and "extra" not in model.model_config
+        )
         validator: Any = (
-            model.__pydantic_validator__ if fields is None else fields.validator()
+            model.__pydantic_validator__
+            if fields is None
+            else fields.validator(refuses_unknown=self.refuses_unknown)
         )
         #: Validates one record; raises ``ValidationError``.
         self.validate: Callable[[Any], Any] = (
@@ -153,21 +175,6 @@ def _tokens(values: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def alike(values: Sequence[Any]) -> Sequence[Any]:
-    """
-    Return *values*, with one object for all times that are equal.
-
-    Comparing two times in a zone asks both zones each time, which adds up over the
-    dictionaries and the sorting that a column goes through.
-    """
-    if type(values[0]) is not datetime:
-        return values
-    if set(map(type, values)) != {datetime} or not one_zone(values):
-        return values
-    known: dict[Any, Any] = {}
-    return [known.setdefault(value, value) for value in values]
-
-
 class _References(dict[Any, Any]):
     """What a validator makes of texts, each made once."""
 
@@ -231,8 +238,10 @@ class Checker:
         validator: RowValidator,
     ) -> None:
         self.json = records.json
-        #: The columns of a table, those that are ignored left out of account.
+        #: The columns of a table, and those of them that are read.
         self.header = records.header
+        self.names = self.header
+        self._of_names: Callable[[Any], Sequence[Any]] | None = None
         self.ignored = records.ignored
         self.layouts = layouts
         self.rejects = rejects
@@ -240,8 +249,11 @@ class Checker:
         self.columns = None if records.json else Columns.of(layouts.into)
         self.layout: Layout | None = None
         if self.header is not None:
-            header = [name for name in self.header if name not in self.ignored]
-            self.layout = layouts.of_header(header, may_add=validator.may_add)
+            read = [n for n, name in enumerate(self.header) if name not in self.ignored]
+            self.names = [self.header[n] for n in read]
+            self.layout = layouts.of_header(self.names, may_add=validator.may_add)
+            if self.ignored:
+                self._of_names = lambda row: [row[n] for n in read]
         elif self.json and not layouts.accepted.names.isdisjoint(self.ignored):
             known = sorted(map(repr, layouts.accepted.names & self.ignored))
             raise LoadError(
@@ -249,7 +261,9 @@ class Checker:
                 f"leave it out of the model"
             )
         #: Whether names need no check: those of a table are its header's.
-        self._takes_all_names = self.header is not None or layouts.is_open
+        self._takes_all_names = (
+            self.header is not None or layouts.is_open or validator.refuses_unknown
+        )
         self._seen: set[tuple[str, ...]] = set()
         self._has_empty = False
         if self.header is None:
@@ -262,13 +276,16 @@ class Checker:
         if not records:
             return []
         checked = None
-        if self.columns is not None:
-            rows = [row for _, row in records]
-            # If all rows have the same names, the first is enough.
-            if self._takes_all_names or not list(self.layouts.unknown(rows[0])):
-                checked = self.columns.validate(rows, self.header)
+        rows = [row for _, row in records]
+        if self._of_names is not None:
+            rows = list(map(self._of_names, rows))
+        # If all rows have the same names, the first is enough.
+        if self.columns is not None and (
+            self._takes_all_names or not list(self.layouts.unknown(rows[0]))
+        ):
+            checked = self.columns.validate(rows, self.names)
         if checked is None:
-            return self._by_row(records)
+            return self._by_row(records, rows)
         for n in sorted(checked.wrong):
             first, *more = checked.wrong[n]
             self.rejects.add(records[n], *first, tuple(more))
@@ -307,29 +324,28 @@ class Checker:
                 self.rejects.add(record, "", "columns", message)
         return kept
 
-    def _by_row(self, records: Sequence[Record]) -> list[Rows]:
-        validate, header = self.validator.validate, self.header
+    def _by_row(self, records: Sequence[Record], rows: Sequence[Any]) -> list[Rows]:
         values, given = self.validator.values, self.validator.given
         takes_all_names, layout = self._takes_all_names, self.layout
         found: dict[Layout, tuple[list[Record], list[Row]]] = {}
-        for record in records:
-            row = record[1]
-            if header is not None:
-                row = dict(zip(header, row))  # noqa: B905  # as wide as it
-            try:
-                valid = validate(row)
-            except ValidationError as error:
-                first, *more = problems_of(error)
-                self.rejects.add(record, *first, tuple(more))
-                continue
+        last: Layout | None = None
+        last_names: set[str] = set()
+        for record, valid in self._valid(records, rows):
             if not (takes_all_names or self._has_known_names(record)):
                 continue
             names = given(valid)
+            its = layout
+            if its is None and last is not None and names == last_names:
+                its = last
             try:
-                its = layout or self._layout(names, values(valid))
+                its = its or self._layout(names, values(valid))
             except NoKeyError as error:
                 self.rejects.add(record, "", "key", str(error))
                 continue
+            if names != last_names and (
+                not self.validator.may_add or names.issuperset(self.layouts.labels)
+            ):
+                last, last_names = its, names
             if not its.fields:
                 self._reject_empty(record)
                 continue
@@ -344,6 +360,44 @@ class Checker:
             Rows(its, kept, fields=list(zip(*taken, strict=True)))
             for its, (kept, taken) in found.items()
         ]
+
+    def _valid(
+        self, records: Sequence[Record], rows: Sequence[Any]
+    ) -> list[tuple[Record, Any]]:
+        """Return the records that are valid, each with what validation returned."""
+        validate = self.validator.validate
+        if self.names is not None:
+            # They are as wide as it.
+            rows = [dict(zip(self.names, row)) for row in rows]  # noqa: B905
+        if not self.validator.makes_models:
+            return list(self._validated(records, rows, validate))
+        with drafting(SESSION_BULK_CONTEXT.get()) as draft:
+
+            def settled(row: Any) -> Any:
+                try:
+                    valid = validate(row)
+                except ValidationError:
+                    draft.forget()
+                    raise
+                draft.settle(valid)
+                return valid
+
+            return list(self._validated(records, rows, settled))
+
+    def _validated(
+        self,
+        records: Sequence[Record],
+        rows: Sequence[Any],
+        validate: Callable[[Any], Any],
+    ) -> Iterator[tuple[Record, Any]]:
+        for record, row in zip(records, rows, strict=True):
+            try:
+                valid = validate(row)
+            except ValidationError as error:
+                first, *more = map(self._named, problems_of(error))
+                self.rejects.add(record, *first, tuple(more))
+            else:
+                yield record, valid
 
     def _note_empty(self, record: Record) -> None:
         """Say once that rows give nothing the model knows, and what became of them."""
@@ -362,19 +416,25 @@ class Checker:
         """Return the layout of one row: what is set, and what the model has filled."""
         if not self.validator.may_add:
             return self.layouts.of(given)
-        filled = [
-            name
-            for name, value in values.items()
-            if value is not None and name not in given and name in self.layouts.labels
-        ]
+        others = self.layouts.labels.keys() - given
+        filled = [name for name in others if values.get(name) is not None]
         return self.layouts.of(given, filled)
+
+    def _named(self, problem: Problem) -> Problem:
+        """Say of a name that is not known which one it is, as everywhere."""
+        field, reason, message = problem
+        if reason == "extra_forbidden" and self.validator.refuses_unknown:
+            message = f"unknown field {field!r}"
+        return field, reason, message
 
     def _has_known_names(self, record: Record) -> bool:
         """Reject an object that has a name the model does not know."""
-        names = tuple(json.loads(record[1]) if self.json else record[1])
+        names = tuple(from_json(record[1]) if self.json else record[1])
         if names in self._seen:
             return True
         for name in self.layouts.unknown(names):
+            if name in self.ignored:
+                continue
             message = f"unknown field {name!r}"
             self.rejects.add(record, name, "extra_forbidden", message)
             return False

@@ -100,7 +100,8 @@ class Records:
             LoadError: What comes next cannot be read.
         """
         if self._pulled is not None:
-            return self._pulled.take(size, self._start)
+            records = self._pulled.take(size, self._start)
+            return list(map(self._cleaned, records)) if self._cleans else records
         if self._lines is not None:
             # No more than are wanted: a pipe may not have more yet.
             self._lines.size = min(size, 1_000)
@@ -128,6 +129,7 @@ class Records:
 
     def _open(self, source: Any) -> Iterator[Record]:
         if isinstance(source, Pulled):
+            self._check_format("mappings", ())
             return iter(())
         if isinstance(source, AsyncIterable):
             raise LoadError(
@@ -145,11 +147,26 @@ class Records:
             return self._of_open_file(source)
         if isinstance(source, Iterable):
             self._check_format("mappings", ())
-            return _mappings(source, self._options.null)
+            records = map(_checked, enumerate(source, 1))
+            return map(self._cleaned, records) if self._cleans else records
         raise LoadError(
             f"a source is a path, a list of paths, an open file or an iterable of "
             f"mappings, not {source!r}"
         )
+
+    @property
+    def _cleans(self) -> bool:
+        """Whether something in mappings has to be left out."""
+        return bool(self.ignored or self._options.null)
+
+    def _cleaned(self, record: Record) -> Record:
+        number, row = record
+        null = self._options.null or ()
+        return number, {
+            name: None if type(value) is str and value in null else value
+            for name, value in row.items()
+            if name not in self.ignored
+        }
 
     # Files
 
@@ -354,16 +371,8 @@ def _unknown_format(name: object) -> str:
     return f"cannot tell the format of {name!r} by its name; say {formats}"
 
 
-def _mappings(source: Iterable[Any], null: Iterable[str] | None) -> Iterator[Record]:
-    nulls = frozenset(null or ())
-    for record in enumerate(source, 1):
-        number, row = record if type(record[1]) is dict else mapping(*record)
-        if nulls:
-            row = {
-                name: None if type(value) is str and value in nulls else value
-                for name, value in row.items()
-            }
-        yield number, row
+def _checked(record: Record) -> Record:
+    return record if type(record[1]) is dict else mapping(*record)
 
 
 def _check(options: ReadOptions) -> None:
