@@ -77,6 +77,17 @@ class TestCsv:
                 else:
                     assert record == found[line]
 
+    def test_lines_are_not_kept(self) -> None:
+        """After a quote that is never closed, the lines are read in one go."""
+        text = '3,"x\n' + '4,""\n' * 5_000
+        with Records(io.StringIO(f"a,b\n{text}"), ReadOptions(format="csv")) as records:
+            lines: Any = records._lines
+            before = [records.take(500) and len(lines._blocks) for _ in range(10)]
+            assert [(5_002, ["4", None])] == records.take(500)
+        # All are read by the first, and let go block by block.
+        assert sorted(before, reverse=True) == before
+        assert before[-1] <= 2 < before[0]
+
     def test_long_field(self) -> None:
         """A field may have any length, and other readers keep their limit."""
         before = csv.field_size_limit()

@@ -91,8 +91,9 @@ class TestSeveral:
         self, session: AsyncSession, tmp_path: Path
     ) -> None:
         paths = write(tmp_path, one="code\na\n", two="code\nb\n")
-        with pytest.raises(LoadError, match="rejects would overwrite the source"):
-            await load(session, paths, rejects=str(paths[1]))
+        for source in (paths, tuple(paths), str(tmp_path / "*.csv"), tmp_path):
+            with pytest.raises(LoadError, match="rejects would overwrite the source"):
+                await load(session, source, rejects=str(paths[1]))
         assert "code\nb\n" == paths[1].read_text()
 
 

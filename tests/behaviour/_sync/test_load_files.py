@@ -88,8 +88,9 @@ class TestSeveral:
 
     def test_rejects_is_a_source(self, session: Session, tmp_path: Path) -> None:
         paths = write(tmp_path, one="code\na\n", two="code\nb\n")
-        with pytest.raises(LoadError, match="rejects would overwrite the source"):
-            load(session, paths, rejects=str(paths[1]))
+        for source in (paths, tuple(paths), str(tmp_path / "*.csv"), tmp_path):
+            with pytest.raises(LoadError, match="rejects would overwrite the source"):
+                load(session, source, rejects=str(paths[1]))
         assert "code\nb\n" == paths[1].read_text()
 
 

@@ -112,11 +112,12 @@ def load(
     dialect = _engine_of(session, mapper).dialect.name
     layouts = Layouts(into, mapper, options.on_conflict, dialect, options.update_fields)
     file = RejectsFile(rejects, start=start)
-    file.check("source", *(source if isinstance(source, list) else [source]))
+    file.check("source", source)
     file.check("database", _database_file(session, mapper))
     with Records(
         source, options.reading, accepted=layouts.accepted, start=start
     ) as records:
+        file.check("source", *records.paths)
         loader = _Loader(session, records, layouts, options, file)
         file.open()
         try:

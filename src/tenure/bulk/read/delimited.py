@@ -144,13 +144,15 @@ class Delimited:
             before, bad = line - 1, lines.undecoded
             reader = csv.reader(self._text(line), **self._form.options)
             plain = null.isdisjoint
-            careful = self._trim or self._keeps_quoted or line <= self._doubtful
+            always = self._trim or self._keeps_quoted
+            careful = always or line <= self._doubtful
             try:
                 for row in reader:
                     self._after = after = before + reader.line_num + 1
                     if row:
                         if careful or bad:
                             yield line, self._carefully(row, line, after, null)
+                            careful = always or after <= self._doubtful
                         elif plain(row):
                             yield line, row
                         else:

@@ -56,6 +56,12 @@ class File:
     constants: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
+    def path(self) -> str:
+        """Where it is, or the archive that it is in."""
+        archive, suffix, _ = self.name.partition(".zip/")
+        return archive + suffix.removesuffix("/")
+
+    @property
     def format(self) -> Format | None:
         """The format that its name tells, if it tells one."""
         return FORMATS.get(os.path.splitext(_plain(self.inner))[1].lower())
@@ -336,17 +342,29 @@ class Lines:
             LoadError: What follows cannot be read.
         """
         read = [
-            block[max(line - first, 0) :]
+            block[line - first :] if first < line else block
             for first, block in self._blocks
             if _end(first, block) > line
         ]
         lines = chain.from_iterable(chain(read, self._more()))
+        # Those between are left out.
         between = line - self.count - 1
         return islice(lines, between, None) if between > 0 else lines
 
     def between(self, line: int, end: int) -> list[str]:
         """Return the lines from *line* to before *end*, which have been read."""
-        return list(islice(self.since(line), end - line))
+        self._drop()
+        found: list[str] = []
+        for first, block in self._blocks:
+            if first >= end:
+                break
+            found += block[max(line - first, 0) : end - first]
+        return found
+
+    def _drop(self) -> None:
+        """Forget the blocks that nobody may ask for again."""
+        while self._blocks and _end(*self._blocks[0]) <= self.keep:
+            self._blocks.popleft()
 
     def _more(self) -> Iterator[Sequence[str]]:
         while block := self._next():
@@ -355,8 +373,7 @@ class Lines:
     def _next(self) -> list[str]:
         if self._failed is not None:
             raise self._unreadable(self._failed)
-        while self._blocks and _end(*self._blocks[0]) <= self.keep:
-            self._blocks.popleft()
+        self._drop()
         block: list[str] = []
         try:
             block.extend(islice(self._text, self.size))

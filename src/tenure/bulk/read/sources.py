@@ -52,6 +52,7 @@ class Records:
         ignored: Those of them that are not read.
         json: Whether records are lines of JSON rather than mappings.
         total: Size in bytes as stored, 0 if unknown.
+        paths: The files that it consists of, and the archives that these are in.
         guesses: What was taken for granted, and how to say otherwise.
     """
 
@@ -66,6 +67,7 @@ class Records:
         self.header: list[str] | None = None
         self.json = False
         self.total = 0
+        self.paths: list[str] = []
         self.guesses: list[str] = []
         self.ignored = frozenset(options.ignore)
         self._options = options
@@ -142,6 +144,7 @@ class Records:
             files = [file for path in paths for file in found(path, stored)]
             self.total = sum(file.size for file in files)
             self._is_one = len(files) == 1
+            self.paths = [*paths, *(file.path for file in files)]
             return self._of_files(files)
         if hasattr(source, "read"):
             return self._of_open_file(source)
