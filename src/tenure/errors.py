@@ -200,7 +200,8 @@ class RejectedRowsError(LoadError):
         self.report = report
         self.max_errors = max_errors
         first = report.rejects[0] if report.rejects else None
-        where = f"; first at line {first.line}: {first}" if first else ""
+        of_file = f" of {first.file!r}" if first and first.file else ""
+        where = f"; first at line {first.line}{of_file}: {first}" if first else ""
         # With commit="batch", earlier batches are committed.
         kept = f"only {report.kept:,} were" if report.kept else "nothing was"
         super().__init__(

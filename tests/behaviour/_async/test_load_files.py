@@ -58,6 +58,9 @@ class TestSeveral:
         report = await load(session, [one, two], max_errors=None, rejects=str(rejects))
 
         assert {"a": "A", "c": "C"} == await stored(session)
+        assert f"line 2 of '{one}' has the same (code)" in {
+            reject.message for reject in report.rejects
+        }
         places = {(reject.file, reject.line) for reject in report.rejects}
         assert {(str(one), 3), (str(two), 2)} == places
         found = [json.loads(line) for line in rejects.read_text().splitlines()]
@@ -259,6 +262,17 @@ async def test_ignored_field(
         return
     await load(session, source, ignore=["name"])
     assert {"a": None} == await stored(session)
+
+
+async def test_unknown_columns(session: AsyncSession, tmp_path: Path) -> None:
+    """The error says what would help."""
+    [path] = write(tmp_path, one="Code,Name,note\na,A,x\n")
+    with pytest.raises(LoadError, match=r"say header='loose' if .* say ignore= or set"):
+        await load(session, path)
+    with pytest.raises(LoadError, match=r"knows no column 'note' \(.*\); to leave"):
+        await load(session, path, header="loose")
+    await load(session, path, header="loose", ignore=["note"])
+    assert {"a": "A"} == await stored(session)
 
 
 async def test_guesses(session: AsyncSession, tmp_path: Path) -> None:

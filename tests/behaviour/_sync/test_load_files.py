@@ -57,6 +57,9 @@ class TestSeveral:
         report = load(session, [one, two], max_errors=None, rejects=str(rejects))
 
         assert {"a": "A", "c": "C"} == stored(session)
+        assert f"line 2 of '{one}' has the same (code)" in {
+            reject.message for reject in report.rejects
+        }
         places = {(reject.file, reject.line) for reject in report.rejects}
         assert {(str(one), 3), (str(two), 2)} == places
         found = [json.loads(line) for line in rejects.read_text().splitlines()]
@@ -246,6 +249,17 @@ def test_ignored_field(session: Session, tmp_path: Path, kind: str, into: Any) -
         return
     load(session, source, ignore=["name"])
     assert {"a": None} == stored(session)
+
+
+def test_unknown_columns(session: Session, tmp_path: Path) -> None:
+    """The error says what would help."""
+    [path] = write(tmp_path, one="Code,Name,note\na,A,x\n")
+    with pytest.raises(LoadError, match=r"say header='loose' if .* say ignore= or set"):
+        load(session, path)
+    with pytest.raises(LoadError, match=r"knows no column 'note' \(.*\); to leave"):
+        load(session, path, header="loose")
+    load(session, path, header="loose", ignore=["note"])
+    assert {"a": "A"} == stored(session)
 
 
 def test_guesses(session: Session, tmp_path: Path) -> None:

@@ -323,10 +323,14 @@ class Layouts:
         """
         unknown = [] if self.is_open else list(self.unknown(header))
         if unknown:
+            folded = {name.strip().casefold() for name in self._known}
+            alike = any(name.strip().casefold() in folded for name in unknown)
+            loosely = "say header='loose' if case and blanks do not count; " * alike
             raise LoadError(
                 f"{self.into.__name__} knows no column {', '.join(map(repr, unknown))} "
-                f"(it knows {', '.join(sorted(self._known))}); to leave such "
-                f"columns out, set model_config = ConfigDict(extra='ignore')"
+                f"(it knows {', '.join(sorted(self._known))}); {loosely}to leave such "
+                f"columns out, say ignore= or set "
+                f"model_config = ConfigDict(extra='ignore')"
             )
         self._check_required(header)
         if may_add:

@@ -341,7 +341,8 @@ class RefusingWriter:
             later = [n for n in later if first[keys[n]] != n]
         for n in later:
             line = batch.records[first[keys[n]]][0]
-            message = f"line {line} has the same ({label})"
+            there = self.rejects.records.named(line)
+            message = f"{there} has the same ({label})"
             self.rejects.add(batch.records[n], label, "duplicate", message)
 
     def _taken(self, target: Target, keys: dict[int, tuple[Any, ...]]) -> set[int]:

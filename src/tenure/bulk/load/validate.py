@@ -404,8 +404,8 @@ class Checker:
         if not self._has_empty:
             self._has_empty = True
             self.rejects.report.guesses.append(
-                f"some rows, the first in line {record[0]}, give none of the fields of "
-                f"{self.layouts.into.__name__}; they were taken for rows of defaults"
+                f"some rows, the first in {self.rejects.records.named(record[0])}, give "
+                f"none of the fields of {self.layouts.into.__name__}; they were taken for rows of defaults"
             )
 
     def _reject_empty(self, record: Record) -> None:

@@ -129,6 +129,11 @@ class Records:
         name, before = next(each for each in reversed(self._begun) if each[1] < line)
         return name, line - before
 
+    def named(self, line: int) -> str:
+        """Return a line as messages name it: ``line 3``, or that of a file."""
+        file, number = self.place(line)
+        return f"line {number}" if file is None else f"line {number} of {file!r}"
+
     def _open(self, source: Any) -> Iterator[Record]:
         if isinstance(source, Pulled):
             self._check_format("mappings", ())
