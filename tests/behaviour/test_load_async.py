@@ -76,6 +76,24 @@ async def test_loads(session: AsyncSession) -> None:
     assert 10 == await count(session)
 
 
+async def test_options(session: AsyncSession) -> None:
+    """What is said of mappings is for those that are awaited as well."""
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        yield {"code": "x", "note": "y"}
+        yield {"code": "NA", "note": "y"}
+
+    async with session.bulk() as bulk:
+        report = await bulk.load(
+            source(), OwnerIn, ignore=["note"], null=["NA"], max_errors=1
+        )
+    [reject] = report.rejects
+    assert (1, 2, "code") == (report.created, reject.line, reject.field)
+    async with session.bulk() as bulk:
+        with pytest.raises(LoadError, match="delimiter has no meaning for mappings"):
+            await bulk.load(source(), OwnerIn, delimiter=";")
+
+
 async def test_back_pressure(db: Database, session: AsyncSession) -> None:
     """No more is asked of the source than the batch that is written."""
     source = Source()

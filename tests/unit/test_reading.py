@@ -30,6 +30,17 @@ from tenure import LoadError
 from tenure.bulk.read import Accepted, ReadOptions, Records, plain
 from tenure.bulk.read.json_files import written as as_json
 
+
+class Named(io.BytesIO):
+    """An open Parquet file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parquet.write_table(pa.table({"a": ["NA"]}), self)
+        self.seek(0)
+        self.name = "x.parquet"
+
+
 AB = Accepted(frozenset("ab"), is_open=False)
 
 
@@ -62,6 +73,19 @@ class TestDialect:
     )
     def test_said(self, text: str, options: dict[str, Any]) -> None:
         assert [["1", "x,y"]] == csv(text, **options)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ('" x ", y \n', ["x", "y"]),
+            ('"x" ,y\u2028z\n', ["x", "y\u2028z"]),
+            ('"x\u2028" ,"y\u2028z" \n', ["x", "y\u2028z"]),
+            ('"NA" , \n', [None, None]),
+        ],
+    )
+    def test_trim(self, text: str, expected: list[Any]) -> None:
+        """Blanks do not count, also inside of quotes; nothing else is left out."""
+        assert [expected] == csv(f"a,b\n{text}", trim=True, null=["NA", ""])
 
     def test_no_quotes(self) -> None:
         """A quote is a character like any other, where nothing is around fields."""
@@ -117,6 +141,7 @@ class TestDialect:
             ({"path": "x"}, "path has no meaning for CSV"),
             ({"ignore": ["c"]}, "ignore: the source has no column 'c'"),
             ({"skip_rows": 9}, "no header after 9 lines"),
+            ({"comment": ""}, "comment is what lines begin with"),
         ],
     )
     def test_refused(self, options: dict[str, Any], message: str) -> None:
@@ -130,6 +155,9 @@ class TestDialect:
             (io.StringIO("{}"), {"format": "jsonl", "null": ["x"]}, "for JSON Lines"),
             (io.StringIO("a"), {"format": "csv", "encoding": "utf-8"}, "open as text"),
             (io.StringIO("[]"), {"format": "json"}, "read from bytes"),
+            (io.BytesIO(b"[]"), {"format": "json", "encoding": "no"}, "encoding: .*no"),
+            (Named(), {"null": ["NA"]}, "null has no meaning for Parquet; leave"),
+            (Named(), {"header": ["x"]}, "Parquet has names of its own"),
             (io.BytesIO(b"a"), {"format": "csv", "encoding": "no"}, "encoding: no"),
             (io.BytesIO(b"a"), {"format": "csv", "errors": "no"}, "name 'no'"),
         ],
@@ -187,6 +215,19 @@ class TestGuesses:
         assert "if that is wrong, say delimiter=" in guesses[0]
         assert [["1;2", "3"]] == csv("a;b,c\n1;2,3\n", ignore=[])
 
+    def test_no_guess(self) -> None:
+        """A header that is none with another delimiter is left as it is."""
+        header, _, guesses = read(io.StringIO('x "a";"b"z\n'), format="csv")
+        assert (['x "a";"b"z'], []) == (header, guesses)
+
+    def test_of_further_files(self, tmp_path: Path) -> None:
+        (tmp_path / "1.csv").write_text("a,b\n1,2\n")
+        (tmp_path / "2.csv").write_text("a;b\n3;4\n")
+        with Records(tmp_path, ReadOptions(), accepted=AB) as records:
+            guesses = records.guesses
+            assert [["1", "2"], ["3", "4"]] == [row for _, row in records.take(9)]
+        assert 1 == len(guesses)
+
     def test_not_in_doubt(self) -> None:
         """A model that takes any column would not notice a wrong guess."""
         anything = Accepted(frozenset("ab"), is_open=True)
@@ -224,7 +265,8 @@ class TestGuesses:
         assert bool(guesses) == (encoding != "utf-8")
         assert [["Köln", "2"]] == rows(io.BytesIO(data), format="csv")
         if encoding == "utf-8":
-            assert [["Köln", "2"]] == rows(path, encoding="UTF_8")
+            for name in ("UTF_8", "utf8", "utf-8-sig"):
+                assert [["Köln", "2"]] == rows(path, encoding=name)
 
 
 COMPRESS: dict[str, Any] = {
@@ -318,6 +360,52 @@ class TestFiles:
         (tmp_path / "folder").mkdir()
         with pytest.raises(LoadError, match=r"no file (matches|in)|cannot read"):
             read(str(tmp_path / source))
+
+    def test_open(self, tmp_path: Path) -> None:
+        """A file that is open already is decompressed as its name says."""
+        (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+        with (tmp_path / "x.csv.gz").open("rb") as file:
+            assert [["1", "2"]] == rows(file)
+            assert not file.closed
+
+    def test_folders(self, tmp_path: Path) -> None:
+        """They name columns, but for those that the file has itself."""
+        for year in (2024, 2025):
+            folder = tmp_path / f"b={year}"
+            folder.mkdir()
+            (folder / "x.csv").write_text(f"a\n{year - 2000}\n1,2\n")
+        header, found, _ = read(tmp_path)
+        assert ["a", "b"] == header
+        assert [("24", "2024"), ("1", "2", "2024")] == [row for _, row in found][:2]
+        assert ("25", "2025") == found[2][1]
+        (folder / "x.csv").write_text("b,a\nx,y\n")
+        assert ("y", "x") == read(tmp_path)[1][-1][1]
+
+    def test_folders_of_objects(self, tmp_path: Path) -> None:
+        """Rows of JSON have no columns: what folders name would be lost."""
+        (tmp_path / "b=1").mkdir()
+        (tmp_path / "b=1" / "x.jsonl").write_text("{}\n")
+        with pytest.raises(
+            LoadError, match=r"name the columns 'b', and .* say ignore="
+        ):
+            read(tmp_path)
+        assert ["{}\n"] == rows(tmp_path, ignore=["b"])
+
+    def test_pattern_of_folders(self, tmp_path: Path) -> None:
+        """What a pattern matches is loaded, or refused."""
+        (tmp_path / "y").mkdir()
+        for name in ("x.csv", "y/z.csv"):
+            (tmp_path / name).write_text("a,b\n1,2\n")
+        with pytest.raises(LoadError, match=r"matches the folder '.*y', whose files"):
+            read(str(tmp_path / "*"))
+        assert 2 == len(rows(str(tmp_path / "**")))
+
+    def test_error_names_its_file(self, tmp_path: Path) -> None:
+        (tmp_path / "1.csv").write_text("a,b\n")
+        for name, data in (("2.csv", b"a,a\n"), ("2.csv.gz", b"no gzip")):
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(LoadError, match=rf"^'.*{name}': the source"):
+                read([tmp_path / "1.csv", tmp_path / name])
 
     def test_name_like_a_pattern(self, tmp_path: Path) -> None:
         """A file that is there is meant, whatever its name looks like."""
@@ -414,6 +502,33 @@ class TestDocument:
         with pytest.raises(LoadError, match=message):
             read(tmp_path / "x.json", path=path)
 
+    def test_open(self, tmp_path: Path) -> None:
+        """An array that is not there is never taken for an empty one."""
+        data = b'{"d": [], "e": 1}'
+        (tmp_path / "x.json").write_bytes(data)
+        with (tmp_path / "x.json").open("rb") as file:
+            assert [] == rows(file, path="d")
+            for path in (None, "e", "f"):
+                file.seek(0)
+                with pytest.raises(LoadError, match="say path=: it has arrays at 'd'"):
+                    read(file, path=path)
+
+        class Pipe(io.BytesIO):
+            def seekable(self) -> bool:
+                return False
+
+        with pytest.raises(LoadError, match="nobody knows whether it has the array"):
+            read(Pipe(data), format="json", path="f")
+        assert ["1"] == rows(Pipe(b"[1]"), format="json")
+
+    def test_streamed(self, tmp_path: Path) -> None:
+        """What is in memory does not grow with the document."""
+        text = json.dumps([{"a": n} for n in range(200_000)])
+        (tmp_path / "x.json").write_text(text)
+        with Records(tmp_path / "x.json", ReadOptions()) as records:
+            assert [(1, '{"a": 0}')] == records.take(1)
+            assert 0 < records.position < len(text) / 2
+
     @given(st.recursive(
         st.none() | st.booleans() | st.integers() | st.text()
         | st.decimals(allow_nan=False, allow_infinity=False),
@@ -445,6 +560,22 @@ class TestUrls:
     def test_parquet(self, tmp_path: Path, url: str) -> None:
         parquet.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
         assert [(1,)] == rows(f"{url}/x.parquet")
+
+    def test_refused(self) -> None:
+        """Whatever a server answers is an error that names the URL."""
+
+        class Broken(SimpleHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.send_error(500)
+
+            do_GET = do_HEAD  # noqa: N815  # its name
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/x.csv"
+            with pytest.raises(LoadError, match=f"cannot read '{url}': .*"):
+                read(url)
+            server.shutdown()
 
     @pytest.mark.parametrize("name", ["none.csv", ""])
     def test_missing(self, url: str, name: str) -> None:

@@ -54,6 +54,21 @@ class TestCsv:
                 '3,"x\ny"z,1\n4,5\n',
                 {2: "in a later line", 3: "do not match", 4: ["4", "5"]},
             ),
+            # It opened another field, so what follows is none of ours, whatever it is.
+            (
+                '1,"bad"x,"multi\n2,fake\nend",y\n4,5\n',
+                {2: "middle of", 3: "rest of a", 4: "rest of a", 5: ["4", "5"]},
+            ),
+            # An odd quote that closes nothing is one of a text.
+            (
+                '1,"bad"x,"\n2,b\n3,5" tall\n4,5\n',
+                {
+                    2: "middle of",
+                    3: ["2", "b"],
+                    4: ["3", '5" tall'],
+                    5: ["4", "5"],
+                },
+            ),
             # A quote that is a character of a field, as everywhere.
             ('3,5" tall\n', {2: ["3", '5" tall']}),
             ('3,"x ""y"" z"\n', {2: ["3", 'x "y" z']}),

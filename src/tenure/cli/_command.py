@@ -23,6 +23,9 @@ from ._progress import Bar
 from ._report import text_of
 from ._signals import interruptible
 
+# The options that messages name.
+_NAMED = "delimiter|encoding|errors|format|header|ignore|path|skip_rows"
+
 DONE, NOTHING, USAGE, IN_PART, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -156,7 +159,7 @@ def _as_options(text: str) -> str:
         verb, name, value = found.groups()
         return f"{verb} --{name.replace('_', '-')}{' ' if value else ''}{value}"
 
-    return re.sub(r"\b(say|use) ([a-z_]+)=('?)", written, text)
+    return re.sub(rf"\b(say|use|with|and) ({_NAMED})=('?)", written, text)
 
 
 def say(line: str) -> None:

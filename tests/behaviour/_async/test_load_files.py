@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pytest
 from pydantic import model_validator
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from tenure import (
     AsyncSession,
@@ -194,6 +194,60 @@ async def test_row_without_a_key(session: AsyncSession) -> None:
     [reject] = report.rejects
     assert (2, "key") == (reject.line, reject.reason)
     assert "needs a unique key of Author among the fields" in reject.message
+
+
+async def test_rows_without_a_key(session: AsyncSession) -> None:
+    """A batch of such objects is no other case."""
+
+    class Loose(Spec[Author]):
+        code: str | None = None
+        name: str | None = None
+
+    rows = [{"name": "A"}, {"name": "B"}, {"code": "c"}]
+    for size in (1, 2, 3):
+        report = await load(
+            session, rows, Loose, on_conflict="skip", max_errors=2, batch_size=size
+        )
+        assert [(1, "key"), (2, "key")] == [(r.line, r.reason) for r in report.rejects]
+    assert {"c": None} == await stored(session)
+
+
+async def test_refused_rows_name_nothing(session: AsyncSession) -> None:
+    """What a row names that its model refuses is not looked up."""
+
+    class Whole(Spec[Book]):
+        title: str
+        isbn: str
+        author: Ref[Author]
+
+        @model_validator(mode="after")
+        def check(self) -> Self:
+            if self.title == "bad":
+                raise ValueError("bad")
+            return self
+
+    await load(session, [{"code": "a"}, {"code": "b"}])
+    rows = [
+        {"title": "t", "isbn": "1", "author": "a"},
+        {"title": "bad", "isbn": "2", "author": "hidden"},
+        {"title": "bad", "isbn": "3", "author": "a"},
+        {"title": "u", "isbn": "4", "author": "b"},
+    ]
+    asked: list[str] = []
+    engine: Any = session.get_bind()
+
+    def executing(c: Any, cursor: Any, sql: str, given: Any, *_: Any) -> None:
+        asked.append(repr(given))
+
+    sync_engine = getattr(engine, "sync_engine", engine)
+    event.listen(sync_engine, "before_cursor_execute", executing)
+    report = await load(session, rows, Whole, max_errors=None)
+    event.remove(sync_engine, "before_cursor_execute", executing)
+    assert (2, 2) == (report.created, report.rejected)
+    assert 2 == report.references["Author"].resolved
+    assert "hidden" not in "".join(asked)
+    found = await session.execute(select(Book.title, Author.code).join(Book.author))
+    assert {("t", "a"), ("u", "b")} == {tuple(row) for row in found}
 
 
 async def test_mapped_class(session: AsyncSession, tmp_path: Path) -> None:

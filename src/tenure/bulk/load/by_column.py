@@ -59,13 +59,8 @@ class Columns:
         fields = fields_of(model)
         if fields is None:
             return None
-        names = [field.get("validation_alias", "") for _, field in fields]
-        if (
-            # A validator of the whole model needs whole rows, and may add to them.
-            fields.may_add
-            or any(fields.config.get(way) or fields.schema.get(way) for way in _BY_NAME)
-            or any(not isinstance(name, str) for name in names)
-        ):
+        # A validator of the whole model needs whole rows, and may add to them.
+        if fields.may_add or not fields.knows_its_names:
             return None
         return cls(fields)
 

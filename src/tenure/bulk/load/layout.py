@@ -406,8 +406,8 @@ class Layouts:
             self._made[present, others] = layout
             for_upsert = self.on_conflict != "raise"
             layout.find_key(self.mapper, self.dialect, for_upsert=for_upsert)
-            if for_upsert and not layout.key:
-                raise NoKeyError(self._lacks_key(layout))
+        if self.on_conflict != "raise" and not layout.key:
+            raise NoKeyError(self._lacks_key(layout))
         return layout
 
     def _one_null(self) -> set[str]:

@@ -25,7 +25,7 @@ from ...errors import LoadError, RejectedRowsError
 from ...mapping import mapper_of
 from ...models import entity_of, spec_of
 from ..core import paused
-from ..read import ReadOptions, Record, Records
+from ..read import ReadOptions, Record, Records, check_choice
 from ..write import OnConflict
 from .create import Creator
 from .layout import Layouts, Rows
@@ -63,17 +63,16 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
-            given = getattr(self, name)
-            if given not in allowed:
-                options = ", ".join(map(repr, allowed))
-                raise LoadError(f"{name} is one of {options}, not {given!r}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("batch_size", "start"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.max_errors is not None and self.max_errors < 0:
             raise LoadError(f"max_errors is 0 or more, or None, not {self.max_errors}")
         if self.update_fields is not None and self.on_conflict != "update":
-            raise LoadError("update_fields is for on_conflict='update'")
+            raise LoadError(
+                f"update_fields is for on_conflict='update', not {self.on_conflict!r}"
+            )
         if isinstance(self.update_fields, str):
             raise LoadError(
                 f"update_fields is a list of attributes, not {self.update_fields!r}"

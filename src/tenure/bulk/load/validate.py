@@ -291,7 +291,12 @@ class Checker:
             self.rejects.add(records[n], *first, tuple(more))
         if len(checked.wrong) == len(records):
             return []
-        layout = self.layout or self.layouts.of(checked.given)
+        try:
+            layout = self.layout or self.layouts.of(checked.given)
+        except NoKeyError as error:
+            for n in set(range(len(records))) - set(checked.wrong):
+                self.rejects.add(records[n], "", "key", str(error))
+            return []
         if not checked.given:
             self._note_empty(records[0])
         if not layout.fields:

@@ -5,29 +5,29 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy
 
 if TYPE_CHECKING:
-    from .options import Accepted, Format, ReadKeywords, ReadOptions
+    from .options import Accepted, ReadKeywords, ReadOptions
     from .pulled import Pulled
     from .records import Bad, Record, plain
-    from .sources import Records
+    from .sources import Records, check_choice
 
 __all__ = [
     "Accepted",
     "Bad",
-    "Format",
     "Pulled",
     "ReadKeywords",
     "ReadOptions",
     "Record",
     "Records",
+    "check_choice",
     "plain",
 ]
 
 __getattr__ = lazy(
     __name__,
     {
-        ".options": ("Accepted", "Format", "ReadKeywords", "ReadOptions"),
+        ".options": ("Accepted", "ReadKeywords", "ReadOptions"),
         ".pulled": ("Pulled",),
         ".records": ("Bad", "Record", "plain"),
-        ".sources": ("Records",),
+        ".sources": ("Records", "check_choice"),
     },
 )

@@ -8,17 +8,21 @@ record is broken, or where an empty field had quotes.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ...errors import LoadError
-from .files import Lines, is_undecoded, spelled
+from .files import Lines, is_undecoded, undecoded
 from .options import Accepted, ReadOptions
 from .records import Bad, Record
 
+#: Lines in which the end of a field is looked for that a broken record opened.
+_MOST_LINES = 1_000
 #: What may be between fields where no comma is, by the name for it in a message.
 _GUESSED = {";": "';'", "\t": "a tab", "|": "'|'"}
 
@@ -76,6 +80,8 @@ class Delimited:
         #: Up to this line a quote inside of a field is an error: it may be the rest of
         #: a record that was broken.
         self._doubtful = 0
+        #: Up to this line everything is: a field that such a record opened ends there.
+        self._inside = 0
         delimiter = options.delimiter or ("\t" if has_tabs else None)
         self._form = _Form(
             delimiter or ",", options.quotechar, options.escapechar, options.trim
@@ -112,7 +118,10 @@ class Delimited:
         raw = self._lines.between(self._lines.keep, self._line)
         for delimiter, name in _GUESSED.items():
             options = {**self._form.options, "delimiter": delimiter}
-            names = next(csv.reader(raw, **options))
+            try:
+                names = next(csv.reader(raw, **options))
+            except csv.Error:
+                continue
             if len(names) > 1:
                 self._form.delimiter = delimiter
                 self.guesses.append(
@@ -141,7 +150,7 @@ class Delimited:
         self._is_fresh = True
         while True:
             line = lines.keep = self._line
-            before, bad = line - 1, lines.undecoded
+            before = line - 1
             reader = csv.reader(self._text(line), **self._form.options)
             plain = null.isdisjoint
             always = self._trim or self._keeps_quoted
@@ -150,7 +159,7 @@ class Delimited:
                 for row in reader:
                     self._after = after = before + reader.line_num + 1
                     if row:
-                        if careful or bad:
+                        if careful or lines.has_undecoded:
                             yield line, self._carefully(row, line, after, null)
                             careful = always or after <= self._doubtful
                         elif plain(row):
@@ -172,16 +181,30 @@ class Delimited:
             # The line is lost; those that went into the same record are read again.
             self._line = line + 1
             self._is_fresh = True
-            self._doubtful = max(self._doubtful, last)
+            self._inside = max(self._inside, self._closed_after(line, last))
+            self._doubtful = max(self._doubtful, self._inside, last)
+
+    def _closed_after(self, line: int, last: int) -> int:
+        """Return the line that closes what a broken record opened at its end, or 0."""
+        quote = self._form.quotechar or '"'
+        raw = "".join(self._lines.between(line, last + 1))
+        if raw.count(quote) % 2 == 0:
+            return 0
+        lines = islice(self._lines.since(last + 1), _MOST_LINES)
+        for number, text in enumerate(lines, last + 1):
+            if text.count(quote) % 2:
+                return number if self._form.closes(text) else 0
+        return 0
 
     def _again(self, line: int, after: int) -> list[str] | None:
         """Parse a record without the blanks after its quotes, if that is what it is."""
         raw = "".join(self._lines.between(line, after))
-        clean = self._form.split(raw)[1].splitlines(keepends=True)
         try:
-            return next(csv.reader(clean, **self._form.options), None)
+            # One text: only the parser knows which ends of lines end the record.
+            [row] = csv.reader([self._form.split(raw)[1]], **self._form.options)
         except csv.Error:
             return None
+        return row
 
     def _text(self, line: int) -> Iterator[str]:
         """Yield lines for the parser; one that is a comment as an empty one."""
@@ -202,8 +225,13 @@ class Delimited:
         self, row: list[str], line: int, after: int, null: frozenset[str]
     ) -> Any:
         raw = "".join(self._lines.between(line, after))
-        if not self._lines.undecoded.isdisjoint(range(line, after)):
+        if self._lines.has_undecoded and is_undecoded(raw):
             return _undecoded_in(row, raw, getattr(self, "header", ()))
+        if line <= self._inside:
+            message = (
+                "it may be the rest of a field that a broken line before it opened"
+            )
+            return Bad(raw, "quotes", message)
         if line <= self._doubtful and _has_stray(self._form.split(raw)[0]):
             message = (
                 "a quote inside of a field, after a line whose quotes do not match"
@@ -225,15 +253,8 @@ class Delimited:
 def _undecoded_in(row: Sequence[str], raw: str, header: Sequence[str]) -> Bad:
     places = [n for n, text in enumerate(row) if is_undecoded(text)]
     fields = [header[n] for n in places if n < len(header)]
-    text = spelled(row[places[0]] if places else raw)
-    return Bad(spelled(raw), "encoding", undecoded(text), fields[0] if fields else "")
-
-
-def undecoded(text: str) -> str:
-    """Return the message for a text that holds bytes that were not decoded."""
-    return (
-        f"bytes that the encoding does not have: {text.strip()[:80]!r}; say encoding="
-    )
+    text = row[places[0]] if places else raw
+    return undecoded(raw, text, fields[0] if fields else "")
 
 
 def _said(error: csv.Error) -> str:
@@ -279,6 +300,12 @@ class _Form:
             # Without it, an unclosed quote would swallow the rest of the file.
             "strict": True,
         }
+
+    def closes(self, line: str) -> bool:
+        """Whether a line that begins inside of quotes may end a field."""
+        quote, delimiter = re.escape(self.quotechar or '"'), re.escape(self.delimiter)
+        closing = rf"(?:^|[^{delimiter}{quote}]){quote}(?:{delimiter}|\s*$)"
+        return re.search(closing, line) is not None
 
     def split(self, record: str) -> tuple[list[_Field], str]:
         """

@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, cast
 from urllib.parse import unquote
@@ -23,6 +23,7 @@ from zipfile import BadZipFile, ZipFile
 
 from ...errors import LoadError, said
 from .options import FORMATS, Format
+from .records import Bad
 from .zstd import Zstandard
 
 #: What may be wrong with the bytes of a file.
@@ -47,6 +48,7 @@ class File:
         inner: The name that tells its format: of a member of an archive its own.
         size: In bytes, as stored; 0 if unknown.
         constants: Columns that its folders name, and their value in all of its rows.
+        is_open: Whether somebody else has opened it, and will close it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class File:
     inner: str
     size: int = 0
     constants: Mapping[str, str | None] = field(default_factory=dict)
+    is_open: bool = False
 
     @property
     def path(self) -> str:
@@ -83,10 +86,14 @@ class File:
         """
         try:
             raw = self.open(stack)
-        except OSError as error:
-            why = error.strerror or said(error)
-            raise LoadError(f"cannot read {self.name!r}: {why}") from error
+        except (OSError, BadZipFile) as error:
+            raise _cannot_read(self.name, error) from error
         return _decompressed(raw, self.inner, stack), raw
+
+
+def _cannot_read(name: str, error: Exception) -> LoadError:
+    why = (isinstance(error, OSError) and error.strerror) or said(error)
+    return LoadError(f"cannot read {name!r}: {why}")
 
 
 def _plain(name: str) -> str:
@@ -136,7 +143,14 @@ def found(path: str, storage_options: Mapping[str, Any] | None) -> list[File]:
     if os.path.isdir(path):
         return _in_folder(path)
     if glob.has_magic(path) and not os.path.lexists(path):
-        paths = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+        matched = sorted(glob.glob(path, recursive=True))
+        paths = [each for each in matched if not os.path.isdir(each)]
+        folders = [each for each in matched if os.path.isdir(each)]
+        if folders and "**" not in path:
+            raise LoadError(
+                f"{path!r} matches the folder {folders[0]!r}, whose files it does not "
+                f"name; load the folder, or write a pattern of files, such as '*.csv'"
+            )
         if not paths:
             raise LoadError(f"no file matches {path!r}")
         return [file for each in paths for file in _local(each)]
@@ -150,7 +164,7 @@ def _local(path: str) -> list[File]:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        raise LoadError(f"cannot read {path!r}: {error.strerror}") from error
+        raise _cannot_read(path, error) from error
     return _members(File(path, opening, path, size))
 
 
@@ -168,11 +182,8 @@ def _in_folder(path: str) -> list[File]:
         }
         for name in names:
             if not name.startswith((".", "_")):
-                [file, *more] = _local(os.path.join(folder, name))
-                files += [
-                    File(each.name, each.open, each.inner, each.size, constants)
-                    for each in (file, *more)
-                ]
+                found = _local(os.path.join(folder, name))
+                files += [replace(each, constants=constants) for each in found]
     if not files:
         raise LoadError(f"there is no file in {path!r}")
     return sorted(files, key=lambda file: file.name)
@@ -194,11 +205,9 @@ def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
         else:
             paths = [path]
         files = [_of_system(system, each, url) for each in paths]
-    except (ImportError, ValueError) as error:
-        raise LoadError(f"cannot read {url!r}: {said(error)}") from error
-    except OSError as error:
-        why = error.strerror or said(error)
-        raise LoadError(f"cannot read {url!r}: {why}") from error
+    except Exception as error:
+        # Each file system has errors of its own.
+        raise _cannot_read(url, error) from error
     if not files:
         raise LoadError(f"no file matches {url!r}")
     return [member for file in files for member in _members(file)]
@@ -206,7 +215,10 @@ def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
 
 def _of_system(system: Any, path: str, url: str) -> File:
     def opening(stack: ExitStack) -> Any:
-        return stack.enter_context(system.open(path, "rb"))
+        try:
+            return stack.enter_context(system.open(path, "rb"))
+        except Exception as error:
+            raise OSError(said(error)) from error
 
     name = url if path in url else system.unstrip_protocol(path)
     return File(name, opening, path.partition("?")[0], int(system.size(path) or 0))
@@ -217,11 +229,10 @@ def _members(file: File) -> list[File]:
     if not file.inner.lower().endswith(".zip"):
         return [file]
     with ExitStack() as stack:
-        raw = file.open(stack)
         try:
-            archive = stack.enter_context(ZipFile(raw))
+            archive = stack.enter_context(ZipFile(file.open(stack)))
         except (BadZipFile, OSError) as error:
-            raise LoadError(f"cannot read {file.name!r}: {said(error)}") from error
+            raise _cannot_read(file.name, error) from error
         infos = [
             info
             for info in archive.infolist()
@@ -252,8 +263,8 @@ def _member_opener(file: File, name: str) -> Callable[[ExitStack], Any]:
         try:
             return stack.enter_context(archive.open(name))
         except RuntimeError as error:
-            # It has a password.
-            raise LoadError(f"cannot read {file.name!r}: {said(error)}") from error
+            # It has a password, or is compressed in a way that Python does not know.
+            raise _cannot_read(file.name, error) from error
 
     return opening
 
@@ -291,9 +302,19 @@ def is_undecoded(text: str) -> bool:
     return not text.isascii() and _UNDECODED.search(text) is not None
 
 
-def spelled(text: str) -> str:
-    r"""Return a text with bytes that were not decoded as ``\xff``."""
-    return _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+def undecoded(raw: str, text: str, field: str = "") -> Bad:
+    r"""
+    Return what stands for a record with bytes that were not decoded, as ``\xff``.
+
+    Args:
+        text: The part of it that has them.
+    """
+    row, part = (
+        _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", each)
+        for each in (raw, text)
+    )
+    message = f"bytes that the encoding does not have: {part.strip()[:80]!r}"
+    return Bad(row, "encoding", f"{message}; say encoding=", field)
 
 
 def marked_encoding(binary: Any) -> str | None:
@@ -319,19 +340,22 @@ class Lines:
     Attributes:
         size: Lines that are read at once.
         keep: The first line that may be asked for again.
-        undecoded: The lines so far that hold bytes that were not decoded.
+        has_undecoded: Whether a line may hold bytes that were not decoded.
         count: The lines that were read.
+
+    Args:
+        leaves_undecoded: Whether there can be such bytes in the text.
     """
 
-    def __init__(self, text: Any) -> None:
+    def __init__(self, text: Any, *, leaves_undecoded: bool = False) -> None:
         self._text = iter(text)
         self._blocks: deque[tuple[int, list[str]]] = deque()
         self._failed: Exception | None = None
-        self._checked = _undecoded
-        self._has_undecoded = False
+        self._leaves_undecoded = leaves_undecoded
+        self._before = _undecoded
+        self.has_undecoded = False
         self.size = 1
         self.keep = 1
-        self.undecoded: set[int] = set()
         self.count = 0
 
     def since(self, line: int) -> Iterator[str]:
@@ -344,7 +368,7 @@ class Lines:
         read = [
             block[line - first :] if first < line else block
             for first, block in self._blocks
-            if _end(first, block) > line
+            if first + len(block) > line
         ]
         lines = chain.from_iterable(chain(read, self._more()))
         # Those between are left out.
@@ -363,8 +387,9 @@ class Lines:
 
     def _drop(self) -> None:
         """Forget the blocks that nobody may ask for again."""
-        while self._blocks and _end(*self._blocks[0]) <= self.keep:
-            self._blocks.popleft()
+        blocks = self._blocks
+        while blocks and blocks[0][0] + len(blocks[0][1]) <= self.keep:
+            blocks.popleft()
 
     def _more(self) -> Iterator[Sequence[str]]:
         while block := self._next():
@@ -384,14 +409,9 @@ class Lines:
                 raise self._unreadable(error) from error
         if not block:
             return block
-        first = self.count + 1
-        if self._has_undecoded or self._checked != _undecoded:
-            # That there was any, here or in another source, has been noticed.
-            self._has_undecoded = True
-            self.undecoded.update(
-                first + n for n, line in enumerate(block) if is_undecoded(line)
-            )
-        self._blocks.append((first, block))
+        # It may have been in another source.
+        self.has_undecoded = self._leaves_undecoded and self._before != _undecoded
+        self._blocks.append((self.count + 1, block))
         self.count += len(block)
         return block
 
@@ -403,11 +423,6 @@ class Lines:
                 f"{error.reason}; say encoding= if it is another one, or errors='reject'"
             )
         return LoadError(f"the source cannot be read at line {line}: {said(error)}")
-
-
-def _end(first: int, block: Sequence[str]) -> int:
-    """Return the line after a block."""
-    return first + len(block)
 
 
 def lines_of(
@@ -432,4 +447,4 @@ def lines_of(
         stack.enter_context(text)
     else:
         stack.callback(text.detach)
-    return Lines(cast(Any, text))
+    return Lines(cast(Any, text), leaves_undecoded=errors == "reject")

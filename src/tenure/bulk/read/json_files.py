@@ -12,9 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import LoadError, said
-from .delimited import undecoded
-from .files import DAMAGED, Lines, spelled
-from .records import Bad, Record
+from .files import DAMAGED, Lines, is_undecoded, marked_encoding, undecoded
+from .records import Record
 
 
 class JsonLines:
@@ -40,14 +39,12 @@ class JsonLines:
     def rows(self, start: int = 1) -> Iterator[Record]:  # of readers
         """Yield the lines that are not blank, with their numbers."""
         lines = self._lines
-        bad = lines.undecoded
         for number, line in enumerate(lines.since(1), 1):
             lines.keep = number
             if line.isspace():
                 continue
-            if bad and number in bad:
-                text = spelled(line)
-                yield number, Bad(text, "encoding", undecoded(text))
+            if lines.has_undecoded and is_undecoded(line):
+                yield number, undecoded(line, line)
             else:
                 yield number, line
 
@@ -58,6 +55,7 @@ class Document:
 
     Args:
         path: The names of the objects around the array, with dots between them.
+        encoding: Of its text; UTF-8 may begin with a mark.
         again: Opens the document once more, if that is possible.
     """
 
@@ -103,8 +101,14 @@ class Document:
                 f"the JSON document cannot be read after {self.end:,} elements: "
                 f"{said(error)}"
             ) from error
-        if not self.end and self._again is not None:
-            self._check_there(_as_utf_8(self._again(), self._encoding))
+        if self.end:
+            return
+        if self._again is None:
+            raise LoadError(
+                "the JSON document has no elements, and as it cannot be read again "
+                "nobody knows whether it has the array; load a file, or say path="
+            )
+        self._check_there(_as_utf_8(self._again(), self._encoding))
 
     def _check_there(self, binary: Any) -> None:
         """Tell an array without elements from none."""
@@ -124,10 +128,9 @@ class Document:
 
 
 def _as_utf_8(binary: Any, encoding: str) -> Any:
-    if encoding == "utf-8":
-        return binary
-    if encoding == "utf-8-sig":
-        binary.read(len(codecs.BOM_UTF8))
+    if encoding in ("utf-8", "utf-8-sig"):
+        if marked_encoding(binary) == "utf-8-sig":
+            binary.read(len(codecs.BOM_UTF8))
         return binary
     return _Recoded(binary, encoding)
 

@@ -45,7 +45,7 @@ class ReadKeywords(TypedDict, total=False):
         comment: What lines begin with that are left out.
         trim: Whether blanks around the fields of a CSV file do not count.
         null: Texts that mean NULL: in CSV the empty one, if nothing is said, and none
-            in mappings and Parquet.
+            in mappings.
         empty_quoted: What ``""`` in a CSV file is, where the empty text means NULL:
             ``"null"`` as well, or a ``"text"`` without characters.
         storage_options: What goes to the file system of a URL, as in fsspec.
@@ -94,9 +94,7 @@ OF_CSV = (
     *("delimiter", "quotechar", "escapechar", "skip_rows", "comment", "trim"),
     "empty_quoted",
 )
-OF_TABLES = ("header",)
 OF_TEXT = ("encoding", "errors")
-OF_JSON = ("path",)
 
 
 @dataclass(frozen=True, slots=True)

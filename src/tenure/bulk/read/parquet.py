@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Self
 
 from ...errors import LoadError, said
@@ -19,7 +19,6 @@ class Parquet:
     Args:
         source: A path, or a binary file that can be sought in.
         name: What messages call it.
-        constants: Columns that are not in the file, and their value in all rows.
 
     Attributes:
         header: The names of its columns.
@@ -29,9 +28,7 @@ class Parquet:
         LoadError: It is none, or pyarrow is not installed.
     """
 
-    def __init__(
-        self, source: Any, name: str, constants: Mapping[str, str | None] | None = None
-    ) -> None:
+    def __init__(self, source: Any, name: str) -> None:
         try:
             import pyarrow as pa
             from pyarrow import parquet
@@ -54,13 +51,7 @@ class Parquet:
             ) from error
         schema = self._file.schema_arrow
         self._types = [self._in_microseconds(field.type) for field in schema]
-        # A folder's name is not repeated in the file, unless somebody did.
-        self._constants = {
-            column: value
-            for column, value in (constants or {}).items()
-            if column not in schema.names
-        }
-        self.header = [*schema.names, *self._constants]
+        self.header = list(schema.names)
         self.guesses: list[str] = []
         self._sizes = [
             sum(
@@ -127,7 +118,6 @@ class Parquet:
                 batch.columns, self._types, batch.schema.names, strict=True
             )
         ]
-        columns += [[value] * batch.num_rows for value in self._constants.values()]
         rows = zip(*columns, strict=True)
         if not wrong:
             yield from rows
@@ -135,7 +125,7 @@ class Parquet:
         for number, row in enumerate(rows):
             if number in wrong:
                 field, message = wrong[number]
-                named = dict(zip(self.header, row, strict=True))
+                named = dict(zip(batch.schema.names, row, strict=True))
                 yield Bad(named, "value", message, field)
             else:
                 yield row

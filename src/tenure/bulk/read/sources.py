@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import io
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from itertools import dropwhile, islice, pairwise
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import dropwhile, islice, zip_longest
 from operator import itemgetter
 from typing import Any, Protocol, Self
 
@@ -13,7 +14,7 @@ from ...errors import LoadError, said
 from .delimited import Delimited, limit
 from .files import DAMAGED, File, Lines, found, lines_of, marked_encoding, paths_in
 from .json_files import Document, JsonLines
-from .options import ANYTHING, OF_CSV, OF_JSON, OF_TEXT, Accepted, ReadOptions
+from .options import ANYTHING, OF_CSV, OF_TEXT, Accepted, ReadOptions
 from .parquet import Parquet
 from .pulled import Pulled
 from .records import Bad, Record, mapping
@@ -22,9 +23,8 @@ from .records import Bad, Record, mapping
 class Reader(Protocol):
     """What reads the records of a file of some format."""
 
-    @property
-    def header(self) -> list[str] | None:
-        """The columns of a table; ``None`` for objects."""
+    #: The columns of a table; ``None`` for objects.
+    header: Any
 
     @property
     def guesses(self) -> list[str]:
@@ -81,6 +81,8 @@ class Records:
         #: The files that were begun, each with the lines before it.
         self._begun: list[tuple[str, int]] = []
         self._is_one = True
+        #: Columns that the folders of a file name, and their values.
+        self._constants: dict[str, str | None] = {}
         _check(options)
         try:
             self._rows = dropwhile(lambda each: each[0] < start, self._open(source))
@@ -118,9 +120,11 @@ class Records:
     def position(self) -> int:
         """Bytes read so far, as stored; 0 if unknown."""
         try:
-            return self._read + (0 if self._raw is None else int(self._raw.tell()))
+            here = 0 if self._raw is None else int(self._raw.tell())
         except (OSError, ValueError):
-            return self._read
+            here = 0
+        # Of a member of an archive it counts what is stored there uncompressed.
+        return min(self._read + here, self.total)
 
     def place(self, line: int) -> tuple[str | None, int]:
         """Return the file of a line, if there are several, and the line in that file."""
@@ -152,7 +156,9 @@ class Records:
             self.paths = [*paths, *(file.path for file in files)]
             return self._of_files(files)
         if hasattr(source, "read"):
-            return self._of_open_file(source)
+            name = str(getattr(source, "name", ""))
+            file = File(name, lambda _: source, name, is_open=True)
+            return self._of_files([file])
         if isinstance(source, Iterable):
             self._check_format("mappings", ())
             records = map(_checked, enumerate(source, 1))
@@ -179,96 +185,113 @@ class Records:
     # Files
 
     def _of_files(self, files: list[File]) -> Iterator[Record]:
-        first = self._begin(files[0], 0)
-        self.header = first.header
-        self.guesses = first.guesses
-        return self._one_after_the_other(first, files)
+        reader = self._begin(files[0], 0)
+        self.header = reader.header
+        return self._one_after_the_other(reader, files)
 
     def _one_after_the_other(
-        self, first: Reader, files: list[File]
+        self, reader: Reader, files: list[File]
     ) -> Iterator[Record]:
-        yield from first.rows(self._start)
-        reader, before = first, 0
-        for last, file in pairwise(files):
-            self._read += last.size
-            self._raw = None
-            before += reader.end
-            self._stack.close()
-            reader = self._begin(file, before)
-            of_header = self._in_order(reader.header, file)
-            for line, row in reader.rows(self._start - before):
-                yield before + line, row if of_header is None else of_header(row)
+        before = 0
+        for file, following in zip_longest(files, files[1:]):
+            yield from self._records_of(reader, file, before)
+            if following is not None:
+                self._read += file.size
+                self._raw = None
+                before += reader.end
+                self._stack.close()
+                reader = self._begin(following, before)
+
+    def _records_of(self, reader: Reader, file: File, before: int) -> Iterator[Record]:
+        """Yield the records of a file as those of the source."""
+        of_source = self._in_order(reader.header, file)
+        constants = tuple(self._constants.values()) if reader.header else ()
+        records = reader.rows(self._start - before)
+        with self._naming(file):
+            if not (before or of_source or constants):
+                yield from records
+                return
+            for line, row in records:
+                if not isinstance(row, Bad):
+                    row = (*row, *constants) if constants else row  # noqa: PLW2901
+                    row = of_source(row) if of_source else row  # noqa: PLW2901
+                yield before + line, row
+
+    @contextmanager
+    def _naming(self, file: File) -> Iterator[None]:
+        """Say in an error which file it is about, if there are several."""
+        try:
+            yield
+        except LoadError as error:
+            if self._is_one or repr(file.name) in str(error):
+                raise
+            raise LoadError(f"{file.name!r}: {error}") from error
 
     def _begin(self, file: File, before: int) -> Reader:
         """Open a file; its reader has read what comes before its records."""
         self._begun.append((file.name, before))
+        with self._naming(file):
+            reader = self._reader(file)
+            there = reader.header or ()
+            self._constants = {
+                k: v for k, v in file.constants.items() if k not in there
+            }
+            if reader.header is not None:
+                reader.header = self._named([*reader.header, *self._constants])
+            elif self._constants.keys() - self.ignored:
+                raise LoadError(
+                    f"the folders of {file.name!r} name the columns "
+                    f"{', '.join(map(repr, self._constants))}, and rows of JSON have "
+                    f"none; say ignore= to leave them out, or load the file itself"
+                )
+            self.guesses += [g for g in reader.guesses if g not in self.guesses]
+            return reader
+
+    def _reader(self, file: File) -> Reader:
         format = self._options.format or file.format
-        binary: Any
+        if format is None:
+            raise LoadError(
+                f"cannot tell the format of {file.name!r} by its name; say format=: "
+                f"'csv', 'jsonl', 'json' or 'parquet'"
+            )
         binary, self._raw = file.opened(self._stack)
-
-        def again() -> Any:
-            return file.opened(self._stack)[0]
-
+        if file.is_open:
+            # Its position is none in what is stored, if somebody has read from it.
+            self._raw = None
         if format == "parquet":
-            reader = Parquet(binary, file.name, file.constants)
-            self._raw = self._stack.enter_context(reader)
-            self.total = self.total if not self._is_one else reader.total
-            self._check_format("parquet", ("header", "null"))
-            return self._named(reader)
-        if format is None:
-            raise LoadError(_unknown_format(file.name))
-        return self._of_bytes(binary, format, again, is_ours=True, tabs=file.has_tabs)
-
-    def _of_open_file(self, source: Any) -> Iterator[Record]:
-        name = str(getattr(source, "name", ""))
-        file = File(name, lambda _: source, name)
-        format = self._options.format or file.format
-        if format is None:
-            raise LoadError(_unknown_format(name or source))
-        reader: Reader
-        if format == "parquet":
-            self._check_format("parquet", ("header", "null"))
-            parquet = self._stack.enter_context(Parquet(source, name))
-            self._raw, self.total = parquet, parquet.total
-            reader = self._named(parquet)
-        elif isinstance(source, io.TextIOBase):
+            self._check_format("parquet", ("header",))
+            parquet = self._stack.enter_context(Parquet(binary, file.name))
+            self._raw = parquet
+            self.total = parquet.total if self._is_one else self.total
+            return parquet
+        if isinstance(binary, io.TextIOBase):
             if self._options.encoding is not None:
                 raise LoadError("encoding is for bytes; the source is open as text")
-            reader = self._of_text(Lines(source), format, tabs=file.has_tabs)
-        elif not hasattr(source, "readable"):
-            raise LoadError(f"{source!r} is not an open file")
-        else:
-            reader = self._of_bytes(
-                source, format, None, is_ours=False, tabs=file.has_tabs
-            )
-        self.header, self.guesses = reader.header, reader.guesses
-        return reader.rows(self._start)
+            return self._of_text(Lines(binary), format, file)
+        if not hasattr(binary, "readable"):
+            raise LoadError(f"{binary!r} is not an open file")
+        return self._of_bytes(binary, format, file)
 
-    def _of_bytes(
-        self,
-        binary: Any,
-        format: str,
-        again: Callable[[], Any] | None,
-        *,
-        is_ours: bool,
-        tabs: bool,
-    ) -> Reader:
+    def _of_bytes(self, binary: Any, format: str, file: File) -> Reader:
         options = self._options
         try:
             marked = marked_encoding(binary)
+            encoding = codecs.lookup(options.encoding or marked or "utf-8").name
         except DAMAGED as error:
             raise LoadError(
                 f"the source cannot be read at line 1: {said(error)}"
             ) from error
-        encoding = options.encoding or marked or "utf-8"
-        if encoding.lower().replace("_", "-") == "utf-8" and marked == "utf-8-sig":
-            encoding = marked
+        except LookupError as error:
+            raise LoadError(f"encoding: {error}") from error
         if format == "json":
             self.json = True
-            self._check_format("json", OF_JSON + OF_TEXT[:1])
-            return Document(binary, options.path, encoding, again)
+            self._check_format("json", ("path", "encoding"))
+            return Document(binary, options.path, encoding, self._again(file))
+        # A mark is none of the text, also where it could not be looked for.
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+        is_ours = not file.is_open or binary is not file.open(self._stack)
         lines = lines_of(binary, encoding, options.errors, self._stack, is_ours=is_ours)
-        reader = self._of_text(lines, format, tabs=tabs)
+        reader = self._of_text(lines, format, file)
         if marked is not None and options.encoding is None and marked != "utf-8-sig":
             reader.guesses.append(
                 f"the text is {marked.upper()}, as the mark at its beginning says; if "
@@ -276,7 +299,18 @@ class Records:
             )
         return reader
 
-    def _of_text(self, lines: Lines, format: str, *, tabs: bool) -> Reader:
+    def _again(self, file: File) -> Callable[[], Any] | None:
+        """Return what opens a file once more, if that is possible."""
+
+        def again() -> Any:
+            if file.is_open:
+                file.open(self._stack).seek(0)
+            return file.opened(self._stack)[0]
+
+        can_seek = not file.is_open or file.open(self._stack).seekable()
+        return again if can_seek else None
+
+    def _of_text(self, lines: Lines, format: str, file: File) -> Reader:
         self._lines = lines
         if format == "jsonl":
             self.json = True
@@ -288,15 +322,12 @@ class Records:
             )
         self._check_format("csv", (*OF_CSV, *OF_TEXT, "header", "null"))
         self._stack.enter_context(limit)
-        return self._named(
-            Delimited(lines, self._options, self._accepted, has_tabs=tabs)
-        )
+        return Delimited(lines, self._options, self._accepted, has_tabs=file.has_tabs)
 
     # Names of columns
 
-    def _named(self, reader: Parquet | Delimited) -> Reader:
-        """Call the columns of a table as the model does, if that is asked for."""
-        header = reader.header
+    def _named(self, header: list[str]) -> list[str]:
+        """Return the columns of a table, called as the model does if that is wanted."""
         if self._options.header == "loose":
             header = [self._loosely(name) for name in header]
         read = [name for name in header if name not in self.ignored]
@@ -304,16 +335,16 @@ class Records:
         if twice:
             raise LoadError(
                 f"the source names the column {', '.join(twice)} twice; its columns "
-                f"are {', '.join(map(repr, reader.header))}"
+                f"are {', '.join(map(repr, header))}; name them yourself with header= "
+                f"and skip_rows=, or leave it out with ignore="
             )
         lacking = sorted(map(repr, self.ignored.difference(header)))
         if lacking:
             raise LoadError(
                 f"ignore: the source has no column {', '.join(lacking)}; its columns "
-                f"are {', '.join(map(repr, reader.header))}"
+                f"are {', '.join(map(repr, header))}"
             )
-        reader.header = header
-        return reader
+        return header
 
     def _loosely(self, name: str) -> str:
         """Return what the model calls a column; the same, if it knows none like it."""
@@ -344,8 +375,7 @@ class Records:
         taken = itemgetter(*(header.index(name) for name in first))
 
         def of_header(row: Any) -> Any:
-            is_row = not isinstance(row, Bad) and len(row) == len(header)
-            return taken(row) if is_row else row
+            return taken(row) if len(row) == len(header) else row
 
         return of_header
 
@@ -358,7 +388,13 @@ class Records:
         for name in ReadOptions.__slots__:
             given = getattr(self._options, name)
             if name not in known and given != getattr(default, name):
-                raise LoadError(f"{name} has no meaning for {_NAMES[format]}")
+                raise LoadError(
+                    f"{name} has no meaning for {_NAMES[format]}; leave it out"
+                )
+        if format == "parquet" and not isinstance(self._options.header, str):
+            raise LoadError(
+                "Parquet has names of its own; header is 'exact' or 'loose'"
+            )
 
 
 _NAMES = {
@@ -374,13 +410,15 @@ def _listed(header: list[str] | None) -> str:
     return "objects" if header is None else ", ".join(map(repr, header))
 
 
-def _unknown_format(name: object) -> str:
-    formats = "'csv', 'jsonl', 'json' or 'parquet'"
-    return f"cannot tell the format of {name!r} by its name; say {formats}"
-
-
 def _checked(record: Record) -> Record:
     return record if type(record[1]) is dict else mapping(*record)
+
+
+def check_choice(name: str, given: object, allowed: Iterable[object]) -> None:
+    """Raise a :class:`LoadError` if an option is none of those allowed."""
+    if given not in allowed:
+        options = ", ".join(map(repr, allowed))
+        raise LoadError(f"{name} is one of {options}, not {given!r}")
 
 
 def _check(options: ReadOptions) -> None:
@@ -390,15 +428,9 @@ def _check(options: ReadOptions) -> None:
     Raises:
         LoadError: It has one.
     """
-    allowed: Mapping[str, tuple[Any, ...]] = {
-        "format": (None, "csv", "jsonl", "json", "parquet"),
-        "empty_quoted": ("null", "text"),
-    }
-    for name, values in allowed.items():
-        given = getattr(options, name)
-        if given not in values:
-            listed = ", ".join(map(repr, values))
-            raise LoadError(f"{name} is one of {listed}, not {given!r}")
+    formats = (None, "csv", "jsonl", "json", "parquet")
+    check_choice("format", options.format, formats)
+    check_choice("empty_quoted", options.empty_quoted, ("null", "text"))
     for name in ("delimiter", "quotechar", "escapechar"):
         given = getattr(options, name)
         if given is not None and (len(given) != 1 or given in "\r\n"):
@@ -412,5 +444,7 @@ def _check(options: ReadOptions) -> None:
         raise LoadError(
             f"header is 'exact', 'loose' or a list of names, not {header!r}"
         )
+    if options.comment == "":
+        raise LoadError("comment is what lines begin with, not an empty text")
     if options.skip_rows < 0:
         raise LoadError(f"skip_rows is 0 or more, not {options.skip_rows}")
