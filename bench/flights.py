@@ -188,6 +188,8 @@ def start(task: str, arguments: argparse.Namespace) -> str:
 
 
 def child(task: str, url: str, scale: int, data: Path) -> None:
+    if task != "load":
+        url = url.replace("+asyncpg", "+psycopg", 1)
     if task in ("empty", "check"):
         tables = importlib.import_module("bench.tables")
         if task == "empty":

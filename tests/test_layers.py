@@ -53,6 +53,8 @@ OPTIONAL = {
     ("bulk.read.zstd", "zstandard"),
     ("bulk.read.json_files", "ijson"),
     ("bulk.read.parquet", "pyarrow"),
+    ("bulk.write.copy", "psycopg.copy"),
+    ("bulk.write.copy", "psycopg.waiting"),
 }
 
 # Functions whose body is longer than 60 lines, each with its reason.

@@ -11,6 +11,9 @@ from examples.flights.models import Base
 from examples.flights.schemas import FILES
 from tenure import Database, LoadReport
 
+#: What the files write where nothing is known.
+NOTHING = ("", "NA")
+
 Reports = dict[str, LoadReport]
 OnConflict = Literal["raise", "update", "skip"]
 #: Called after each batch with the name of the file and the report so far.
@@ -42,6 +45,7 @@ def load_all(
                     into,
                     on_missing="null",
                     on_conflict=on_conflict,
+                    null=NOTHING,
                     progress=_named(shown, name),
                 )
     return reports
@@ -63,6 +67,7 @@ async def _load_all_async(
                     into,
                     on_missing="null",
                     on_conflict=on_conflict,
+                    null=NOTHING,
                     progress=_named(shown, name),
                 )
     return reports

@@ -8,33 +8,21 @@ made of two others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from examples.flights.models import Airline, Airport, Flight, Plane, Weather
 from tenure import Key, Ref, Spec
 
 
-class Row(BaseModel):
-    """A row of one of the files, where ``NA`` means that nothing is known."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def na_is_null(cls, row: Any) -> Any:
-        if isinstance(row, Mapping) and "NA" in row.values():
-            return {k: None if v == "NA" else v for k, v in row.items()}
-        return row
-
-
-class AirlineIn(Row, Spec[Airline]):
+class AirlineIn(Spec[Airline]):
     carrier: str
     name: str
 
 
-class AirportIn(Row, Spec[Airport]):
+class AirportIn(Spec[Airport]):
     faa: str
     name: str
     lat: float
@@ -45,7 +33,7 @@ class AirportIn(Row, Spec[Airport]):
     tzone: str | None
 
 
-class PlaneIn(Row, Spec[Plane]):
+class PlaneIn(Spec[Plane]):
     tailnum: str
     year: int | None
     type: str
@@ -57,7 +45,7 @@ class PlaneIn(Row, Spec[Plane]):
     engine: str
 
 
-class WeatherIn(Row, Spec[Weather]):
+class WeatherIn(Spec[Weather]):
     # year, month, day and hour repeat time_hour in local time
     model_config = ConfigDict(extra="ignore")
 
@@ -74,7 +62,7 @@ class WeatherIn(Row, Spec[Weather]):
     visib: float | None
 
 
-class FlightIn(Row, Spec[Flight]):
+class FlightIn(Spec[Flight]):
     airline: Ref[Airline] = Field(validation_alias="carrier")
     number: int = Field(validation_alias="flight")
     plane: Ref[Plane] | None = Field(validation_alias="tailnum")

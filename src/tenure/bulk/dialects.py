@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, time
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, Column, Connection, String, bindparam, types
+from sqlalchemy import ARRAY, JSON, Column, Connection, Engine, String, bindparam, types
 from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import (
@@ -40,7 +40,7 @@ def ensure_transaction(connection: Connection) -> None:
         begin_late(connection)
 
 
-def can_copy(connection: Connection) -> bool:
+def can_copy(connection: Connection | Engine) -> bool:
     """Return whether rows can be sent by COPY."""
     dialect = connection.dialect
     return dialect.name == "postgresql" and dialect.driver in ("psycopg", "asyncpg")

@@ -270,6 +270,12 @@ class Fields:
     optional: set[str]
 
     @property
+    def calls_nobody(self) -> bool:
+        """Whether to validate a row calls nothing of the user's; references are left."""
+        schemas = (field["schema"] for _, field in self)
+        return not self.before and all(map(_calls_nobody, schemas))
+
+    @property
     def may_add(self) -> bool:
         """Whether a valid row may have fields that were not given, but for defaults."""
         # What a function makes of a default may differ from row to row.

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import iscoroutinefunction
 from time import perf_counter
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel
 from sqlalchemy import Engine, Table, insert
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, Session
 
 from ..._private import is_committed
@@ -25,12 +25,15 @@ from ...errors import LoadError, RejectedRowsError
 from ...mapping import mapper_of
 from ...models import entity_of, spec_of
 from ..core import paused
+from ..dialects import can_copy
 from ..read import ReadOptions, Record, Records, check_choice
 from ..write import OnConflict
 from .create import Creator
+from .failure import explain, undo
 from .layout import Layouts, Rows
 from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
+from .prepared import Ahead, Prepared
 from .report import LoadReport, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
 from .validate import Checker, RowValidator
@@ -193,8 +196,26 @@ class _Loader:
         self.checker = Checker(records, self.layouts, self.rejects, self.validator)
         names_itself = any(is_kin(each, self.mapper) for each in named)
         self.in_order = InOrder(self) if names_itself else None
+        #: What the time is counted for, and since when.
+        self._phase: str | None = None
+        self._since = 0.0
+        self.ahead = self._ahead(options.batch_size)
         self.line = options.start - 1
         self.committed = self.report.counts()
+
+    def _ahead(self, size: int) -> Ahead | None:
+        """Return what prepares a batch while the database writes the one before."""
+        is_file = bool(self.records.paths and self.records.total)
+        # Code of a program may use the session, and what is no file may be long in
+        # coming. The others ask for references once more after writing.
+        may_wait = self.validator.calls_nobody and is_file
+        if not may_wait or self.creator is not None or self.in_order is not None:
+            return None
+        if not can_copy(_engine_of(self.session, self.mapper)):
+            return None
+        ahead = Ahead(partial(self._prepare_next, size))
+        self.writer.meanwhile = ahead.prepare
+        return ahead
 
     def run(self, size: int, tell: Callable[[LoadReport], None]) -> LoadReport:
         """Load everything, and end the transaction."""
@@ -215,15 +236,15 @@ class _Loader:
                 raise RejectedRowsError(self.report, self.options.max_errors)
             self._tell(tell)
             if self.report.dry_run:
-                self._undo(outer)
+                undo(session, outer)
             else:
                 if outer is not None:
                     outer.commit()
                 self._commit(is_last=True)
             return self.report
         except BaseException as error:
-            self._undo(outer)
-            self._explain(error)
+            undo(session, outer)
+            explain(error, self.report, self.committed, self.line)
             raise
         finally:
             if self.in_order is not None:
@@ -238,9 +259,7 @@ class _Loader:
         """Load batch by batch: those of the source, then what was put aside."""
         while last := self._load_next(size):
             self.line = last
-            self.report.bytes_read = self.records.position
             yield
-        self.report.bytes_read = self.records.position
         while self.in_order is not None and self.in_order.aside:
             with paused():
                 self.in_order.load_aside(size)
@@ -300,61 +319,56 @@ class _Loader:
         if self.commits_batches or is_last:
             self.committed = self.report.counts()
 
-    def _undo(self, outer: Any) -> None:
-        """Roll back to where the load began; never hides the error on its way."""
-        try:
-            if outer is not None and outer.is_active:
-                outer.rollback()
-            else:
-                self.session.rollback()
-        except SQLAlchemyError:
-            # The connection is gone or the database ended the transaction by
-            # itself; either way there is nothing left to undo.
-            self.session.invalidate()
-
-    def _explain(self, error: BaseException) -> None:
-        """Add to *error* how far the load got, and its report."""
-        if isinstance(error, SQLAlchemyError):
-            kept = self.report.kept
-            error.add_note(
-                f"load: the error came after {self.report.rows:,} rows, in the "
-                f"batch after line {max(self.line, 0):,}; "
-                + (
-                    f"{kept:,} rows were kept, all before line {self.report.resume:,}"
-                    if kept
-                    else "none was kept"
-                )
-            )
-        if isinstance(error, RejectedRowsError):
-            for name in ("created", "updated", "unchanged", "skipped"):
-                setattr(self.report, name, getattr(self.committed, name))
-        else:
-            self.report.restore(self.committed)
-            with suppress(AttributeError):  # one with slots has no place for it
-                error.report = self.report  # type: ignore[attr-defined]  # as above
-
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        started = perf_counter()
+        """Count the time of a block for *phase*, and not for the one around it."""
+        around = self._count_for(phase)
         try:
             yield
         finally:
+            self._count_for(around)
+
+    def _count_for(self, phase: str | None) -> str | None:
+        """Count the time from now on for another phase; return the one before."""
+        now, before = perf_counter(), self._phase
+        if before is not None:
             seconds = self.report.seconds
-            seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - started
+            seconds[before] = seconds.get(before, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+        return before
 
     def _load_next(self, size: int) -> int:
         """Load the next batch; give its last line, 0 at the end of the source."""
         # Other tasks run while an async source is awaited.
         with nullcontext() if self.records.is_async else paused():
-            with self.timed("read"), self._undisturbed("the source"):
-                records = self.records.take(size)
-            if not records:
+            if self.ahead is None:
+                prepared = self._prepare_next(size)
+            else:
+                prepared = self.ahead.take()
+            if prepared is None:
+                self.report.bytes_read = self.records.position
                 return 0
             with paused():
-                self.load(records)
-            return records[-1][0]
+                self.load(prepared)
+            self.report.bytes_read = prepared.position
+            return prepared.records[-1][0]
 
-    def load(self, records: list[Record], *, is_last: bool = False) -> None:
+    def _prepare_next(self, size: int) -> Prepared | None:
+        with self.timed("read"), self._undisturbed("the source"):
+            records = self.records.take(size)
+        return self.prepared(records) if records else None
+
+    def prepared(self, records: list[Record]) -> Prepared:
+        """Validate records and make their references; nobody learns of it yet."""
+        self.linker.forget()
+        with self.linker.registering(), self.rejects.held() as rejected:
+            with self.timed("validate"):
+                batches = self.checker.rows(records)
+            with self.timed("resolve"):
+                self.linker.make(batches, self.validator)
+        return Prepared(records, batches, rejected, self.records.position)
+
+    def load(self, prepared: Prepared, *, is_last: bool = False) -> None:
         """
         Load a batch; rows that wait for rows to come are put aside.
 
@@ -362,25 +376,21 @@ class _Loader:
             is_last: Whether what the rows wait for can be among those only that
                 were put aside; they are of these themselves.
         """
-        batches = self.linked(records)
+        batches = self.linked(prepared)
         left = 0
         if self.in_order is None:
             self.put(batches)
         else:
             left = self.in_order.put(batches, is_last=is_last)
-        self.report.rows += len(records) - left
-        self.linker.forget()
+        self.report.rows += len(prepared.records) - left
 
-    def linked(self, records: list[Record]) -> list[Rows]:
-        """Validate rows and look up what they name."""
+    def linked(self, prepared: Prepared) -> list[Rows]:
+        """Reject what is not valid, and look up what the other rows name."""
         self.rejects.lines.clear()
-        with self.timed("validate"), self.linker.registering():
-            batches = self.checker.rows(records)
+        self.rejects.add_all(prepared.rejected)
         with self.timed("resolve"):
-            with self.linker.registering():
-                self.linker.make(batches, self.validator)
             self.linker.look_up()
-        return batches
+        return prepared.batches
 
     def put(self, batches: Sequence[Rows], *, in_circles: bool = False) -> None:
         """Make what is missing, if that is asked for; write rows."""

@@ -247,11 +247,11 @@ class InOrder:
         with self.loader.timed("read"):
             records = self.aside.free(size)
         if records:
-            self.loader.load(records, is_last=True)
+            self.loader.load(self.loader.prepared(records), is_last=True)
         else:
             # A row written meanwhile may have the key of one that still waits.
             for each in self.aside.everything(size):
-                self.loader.load(each, is_last=True)
+                self.loader.load(self.loader.prepared(each), is_last=True)
         if len(self.aside) == before:
             self._load_circles(size)
 
@@ -263,10 +263,9 @@ class InOrder:
             # The first is written without its reference; the others follow.
             circles = [records[:1] for records in circles]
         records = sorted((r for each in circles for r in each), key=lambda r: r[0])
-        loader.put(loader.linked(records), in_circles=True)
+        loader.put(loader.linked(loader.prepared(records)), in_circles=True)
         self.aside.remove(line for line, _ in records)
         loader.report.rows += len(records)
-        loader.linker.forget()
 
 
 def has_pending(batch: Rows, mapper: Mapper[Any]) -> bool:

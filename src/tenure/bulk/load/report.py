@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from tempfile import TemporaryFile
@@ -53,6 +53,9 @@ class ReferenceCount:
 
 #: What is wrong with a row: the field, the reason, and a message.
 Problem = tuple[str, str, str]
+
+#: A record that is rejected: field, reason, message, and what else is wrong with it.
+Rejected = tuple[Record, str, str, str, tuple[Problem, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +332,21 @@ class Rejects:
         self.records = records
         #: The lines rejected since somebody cleared it.
         self.lines: set[int] = set()
+        self._held: list[Rejected] | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[list[Rejected]]:
+        """Keep what is rejected in this block, for :meth:`add_all` to reject it later."""
+        held = self._held = []
+        try:
+            yield held
+        finally:
+            self._held = None
+
+    def add_all(self, held: Iterable[Rejected]) -> None:
+        """Reject what :meth:`held` has kept."""
+        for each in held:
+            self.add(*each)
 
     def add(
         self,
@@ -339,6 +357,9 @@ class Rejects:
         more: tuple[Problem, ...] = (),
     ) -> None:
         """Reject *record* because of *field* (what the source calls it)."""
+        if self._held is not None:
+            self._held.append((record, field, reason, message, more))
+            return
         line, row = record
         source, number = self.records.place(line)
         of_all = None if source is None else line

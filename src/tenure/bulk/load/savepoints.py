@@ -21,7 +21,15 @@ from ...errors import said
 from ...mapping import identifiers
 from ..dialects import ensure_transaction, is_of_row, orders_alike
 from ..lookup import Batch, look_up, refused_by_halves
-from ..write import Deferred, OnConflict, Row, Target, Written, in_key_order
+from ..write import (
+    Deferred,
+    OnConflict,
+    Row,
+    Target,
+    Written,
+    do_nothing,
+    in_key_order,
+)
 from .layout import Layout, Rows
 from .report import LoadReport, Rejects
 from .spool import folded
@@ -135,6 +143,8 @@ class RefusingWriter:
         on_conflict: OnConflict,
     ) -> None:
         self.attempts = attempts
+        #: Called while the server writes rows, where that is possible.
+        self.meanwhile: Callable[[], None] = do_nothing
         self.mapper = attempts.mapper
         self.report = report
         self.rejects = rejects
@@ -233,6 +243,7 @@ class RefusingWriter:
                 connection,
                 target,
                 needs_unit_of_work=layout.has_null_defaults,
+                meanwhile=self.meanwhile,
             )
             known = self._writers[layout] = connection, target, write
         return known[1:]

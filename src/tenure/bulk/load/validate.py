@@ -55,6 +55,8 @@ class RowValidator:
         fields = fields_of(model)
         #: Whether :attr:`validate` returns instances of the model.
         self.makes_models = fields is None
+        #: Whether :attr:`validate` calls nothing of the user's.
+        self.calls_nobody = fields is not None and fields.calls_nobody
         self.later = {} if fields is None else fields.later
         self.optional = set() if fields is None else fields.optional
         #: Whether :attr:`validate` refuses names that the model does not know.

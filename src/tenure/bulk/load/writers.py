@@ -8,7 +8,7 @@ around the unit of work are used only where it would do the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -34,6 +34,7 @@ from ..write import (
     TableInDatabase,
     Target,
     Written,
+    do_nothing,
     stage,
     take_write_lock,
     why_not_bypassed,
@@ -58,8 +59,14 @@ def writer(
     target: Target,
     *,
     needs_unit_of_work: bool = False,
+    meanwhile: Callable[[], None] = do_nothing,
 ) -> Writer:
-    """Return the fastest writer that has the effect of the unit of work."""
+    """
+    Return the fastest writer that has the effect of the unit of work.
+
+    Args:
+        meanwhile: What to do while the server writes rows, where that is possible.
+    """
     if needs_unit_of_work or why_not_bypassed(
         session,
         target.mapper,
@@ -79,7 +86,7 @@ def writer(
         return _Insert(connection, target, unique)
     if table.habits.takes_inserts_only:
         return UnitOfWork(session, target)
-    return Copy(connection, target, table)
+    return Copy(connection, target, table, meanwhile)
 
 
 class UnitOfWork:

@@ -12,7 +12,7 @@ from .bypass import (
     is_sql,
     why_not_bypassed,
 )
-from .copy import Copy, draw_keys
+from .copy import Copy, do_nothing, draw_keys
 from .deferred import Deferred
 from .locks import take_write_lock, take_write_locks
 from .others import begin_savepoint, flush_others
@@ -44,6 +44,7 @@ __all__ = [
     "Target",
     "Written",
     "begin_savepoint",
+    "do_nothing",
     "draw_keys",
     "flush_others",
     "in_key_order",

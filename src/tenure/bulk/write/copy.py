@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Integer, bindparam, cast, func, select
@@ -14,30 +15,44 @@ from ..._private import dbapi_errors_of_asyncpg
 from .rows import Processed, Row, Target, Written, as_statement_error
 from .tables import TableInDatabase, unescaped
 
+#: Seconds until what asyncpg has sent last is on its way: it says so to nobody.
+_ON_ITS_WAY = 0.003
 
-def _nothing() -> None:
+
+def do_nothing() -> None:
     """Do nothing meanwhile."""
 
 
 class Copy(Processed):
-    """PostgreSQL's COPY into a table, which is reached as *table* says."""
+    """
+    PostgreSQL's COPY into a table, which is reached as *table* says.
+
+    Args:
+        meanwhile: Called by :meth:`write` when rows are sent, while the server writes
+            them. It must not use the connection.
+    """
 
     def __init__(
-        self, connection: Connection, target: Target, table: TableInDatabase
+        self,
+        connection: Connection,
+        target: Target,
+        table: TableInDatabase,
+        meanwhile: Callable[[], None] = do_nothing,
     ) -> None:
         super().__init__(connection, target, has_casts=table.habits.has_casts)
         prepare = connection.dialect.identifier_preparer
         self.names = [column.name for column in target.columns]
         self.table = table
+        self.meanwhile = meanwhile
         self.into = f"{self.table.name} ({', '.join(map(prepare.quote, self.names))})"
 
     def write(self, rows: Sequence[Row]) -> Written:
         """Write the rows."""
-        self.send(rows)
+        self.send(rows, self.meanwhile)
         return Written(created=len(rows))
 
     def send(
-        self, rows: Sequence[Row], meanwhile: Callable[[], None] = _nothing
+        self, rows: Sequence[Row], meanwhile: Callable[[], None] = do_nothing
     ) -> None:
         """
         COPY rows into the table; INSERT them where a cast may change a value.
@@ -99,36 +114,28 @@ def copy_rows(
     into: str,
     names: Sequence[str],
     rows: Sequence[Row],
-    meanwhile: Callable[[], None] = _nothing,
+    meanwhile: Callable[[], None] = do_nothing,
 ) -> None:
     """
     Send rows by COPY, as text with psycopg and binary with asyncpg.
 
     Args:
-        meanwhile: Called once when they are sent.
+        meanwhile: Called once when all of them are sent, while the server writes them.
+            It must not use the connection.
 
     Raises:
         sqlalchemy.exc.StatementError: As any statement does.
+        Exception: What *meanwhile* has raised, when the rows are written.
     """
     sql = f"COPY {unescaped(connection, into)} FROM STDIN"
     driver: Any = connection.connection.driver_connection
-    is_sent = False
-
-    def then() -> None:
-        nonlocal is_sent
-        is_sent = True
-        meanwhile()
-
+    then = _Once(meanwhile)
     try:
         if connection.dialect.driver == "asyncpg":
             if not driver.is_in_transaction():
                 # SQLAlchemy begins one with the first statement that it sees.
                 connection.exec_driver_sql("SELECT 1")
-            sending = driver.copy_records_to_table(
-                table, records=rows, columns=list(names), schema_name=schema
-            )
-            await_only(sending)
-            then()
+            await_only(_send_asyncpg(driver, schema, table, names, rows, then))
         elif type(driver).__name__.startswith("Async"):
             await_only(_send_async(driver, sql, rows, then))
         else:
@@ -137,8 +144,6 @@ def copy_rows(
         translated = _translated(connection, sql, error)
         if translated is not error:
             raise translated from error
-        if is_sent:
-            raise
         with as_statement_error(sql):
             raise
     except BaseException as error:
@@ -146,6 +151,25 @@ def copy_rows(
         # cannot be used again. SQLAlchemy does the same for its own statements.
         connection.invalidate(error)
         raise
+    then()
+    if then.error is not None:
+        raise then.error
+
+
+class _Once:
+    """Calls something once; an error of it waits until the driver is done."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile: Callable[[], None] | None = meanwhile
+        self.error: Exception | None = None
+
+    def __call__(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            try:
+                meanwhile()
+            except Exception as error:  # noqa: BLE001  # raised when the rows are written
+                self.error = error
 
 
 def _translated(connection: Connection, sql: str, error: Exception) -> Exception:
@@ -180,21 +204,79 @@ def _translated(connection: Connection, sql: str, error: Exception) -> Exception
     return translated
 
 
-def _send(
-    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Callable[[], None]
-) -> None:
-    with driver.cursor() as cursor, cursor.copy(sql) as stream:
-        write = stream.write_row
-        for row in rows:
-            write(row)
-        meanwhile()
+def _send(driver: Any, sql: str, rows: Sequence[Row], then: _Once) -> None:
+    from psycopg.copy import LibpqWriter
+
+    with driver.cursor() as cursor:
+        writer = LibpqWriter(cursor)
+        with cursor.copy(sql, writer=writer) as stream:
+            write = stream.write_row
+            for row in rows:
+                write(row)
+            writer.connection = _Waiting(driver, then)  # type: ignore[assignment]  # all it needs now
 
 
-async def _send_async(
-    driver: Any, sql: str, rows: Sequence[Row], meanwhile: Callable[[], None]
+async def _send_async(driver: Any, sql: str, rows: Sequence[Row], then: _Once) -> None:
+    from psycopg.copy import AsyncLibpqWriter
+
+    async with driver.cursor() as cursor:
+        writer = AsyncLibpqWriter(cursor)
+        async with cursor.copy(sql, writer=writer) as stream:
+            write = stream.write_row
+            for row in rows:
+                await write(row)
+            writer.connection = _Waiting(driver, then)  # type: ignore[assignment]  # as above
+
+
+class _Waiting:
+    """
+    A connection of psycopg that waits for the end of a COPY.
+
+    psycopg sends that end and waits for the answer in one go, by a generator which
+    yields what it waits for. Where that is the answer, there is time for something else.
+    """
+
+    def __init__(self, connection: Any, then: _Once) -> None:
+        self._connection = connection
+        self._then = then
+
+    def wait(self, steps: Generator[Any, Any, Any], *options: Any) -> Any:
+        """Wait for what *steps* yields, as the connection does."""
+        return self._connection.wait(self._interposed(steps), *options)
+
+    def _interposed(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        from psycopg.waiting import Wait
+
+        try:
+            awaited = next(steps)
+            while True:
+                if awaited == Wait.R:
+                    self._then()
+                awaited = steps.send((yield awaited))
+        except StopIteration as end:
+            return end.value
+
+
+async def _send_asyncpg(
+    driver: Any,
+    schema: str | None,
+    table: str,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    then: _Once,
 ) -> None:
-    async with driver.cursor() as cursor, cursor.copy(sql) as stream:
-        write = stream.write_row
-        for row in rows:
-            await write(row)
-        meanwhile()
+    loop = asyncio.get_running_loop()
+    timers = []
+
+    def all_rows() -> Iterator[Row]:
+        yield from rows
+        # After this one step the driver waits for the answer.
+        timers.append(loop.call_later(_ON_ITS_WAY, then))
+
+    try:
+        await driver.copy_records_to_table(
+            table, records=all_rows(), columns=list(names), schema_name=schema
+        )
+    finally:
+        for timer in timers:
+            timer.cancel()
