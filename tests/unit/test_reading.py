@@ -69,6 +69,7 @@ class TestDialect:
             ("made today\n\na,b\n1,'x,y'\n", {"skip_rows": 1, "quotechar": "'"}),
             ('# "no, header\na,b\n# "x\n1,"x,y"\n', {"comment": "#"}),
             (' a , b \n 1 , "x,y" \n', {"trim": True}),
+            ('\n"a" ,"b" \n1,"x,y"\n', {"trim": True}),
         ],
     )
     def test_said(self, text: str, options: dict[str, Any]) -> None:
@@ -86,6 +87,11 @@ class TestDialect:
     def test_trim(self, text: str, expected: list[Any]) -> None:
         """Blanks do not count, also inside of quotes; nothing else is left out."""
         assert [expected] == csv(f"a,b\n{text}", trim=True, null=["NA", ""])
+
+    def test_trim_and_comment(self) -> None:
+        """A comment is one, whatever had to be done for the record before it."""
+        text = 'a,b\n"1" ,2\n# x\n3,4\n'
+        assert [["1", "2"], ["3", "4"]] == csv(text, trim=True, comment="#")
 
     def test_no_quotes(self) -> None:
         """A quote is a character like any other, where nothing is around fields."""

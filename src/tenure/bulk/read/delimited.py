@@ -147,8 +147,8 @@ class Delimited:
 
     def _read(self, null: frozenset[str]) -> Iterator[Record]:
         lines = self._lines
-        self._is_fresh = True
         while True:
+            self._is_fresh = True
             line = lines.keep = self._line
             before = line - 1
             reader = csv.reader(self._text(line), **self._form.options)
@@ -173,14 +173,14 @@ class Delimited:
                 last = before + reader.line_num
                 again = self._again(line, last + 1) if self._trim else None
                 if again is not None:
+                    self._after = last + 1
                     yield line, self._carefully(again, line, last + 1, null)
-                    self._line = self._after = last + 1
+                    self._line = last + 1
                     continue
                 [raw] = lines.between(line, line + 1)
                 yield line, Bad(raw, "quotes", _said(error))
             # The line is lost; those that went into the same record are read again.
             self._line = line + 1
-            self._is_fresh = True
             self._inside = max(self._inside, self._closed_after(line, last))
             self._doubtful = max(self._doubtful, self._inside, last)
 
