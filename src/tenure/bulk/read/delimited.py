@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Any
 
 from ...errors import LoadError
-from .files import Lines, is_undecoded, undecoded
 from .options import Accepted, ReadOptions
 from .records import Bad, Record
+from .text import Lines, is_undecoded, undecoded
 
 #: Lines in which the end of a field is looked for that a broken record opened.
 _MOST_LINES = 1_000
@@ -130,6 +130,29 @@ class Delimited:
                 )
                 return names
         return None
+
+    @property
+    def first(self) -> int:
+        """The line after the header, before any record was read."""
+        return self._line
+
+    @property
+    def delimiter(self) -> str:
+        """The character between the fields."""
+        return self._form.delimiter
+
+    @property
+    def parser(self) -> dict[str, Any]:
+        """The options of Python's parser."""
+        return self._form.options
+
+    def is_certain(self, line: int) -> bool:
+        """
+        Whether the record that begins in *line* has nothing to do with those before.
+
+        To be asked while :meth:`rows` gives it.
+        """
+        return line > self._doubtful
 
     @property
     def end(self) -> int:

@@ -1,9 +1,8 @@
-"""What a source names: files, here or elsewhere, compressed or not; and their lines."""
+"""What a source names: files, here or elsewhere, compressed or not."""
 
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import glob
 import gzip
@@ -12,18 +11,16 @@ import lzma
 import os
 import re
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from typing import Any, cast
+from functools import partial
+from typing import Any
 from urllib.parse import unquote
 from zipfile import BadZipFile, ZipFile
 
 from ...errors import LoadError, said
 from .options import FORMATS, Format
-from .records import Bad
 from .zstd import Zstandard
 
 #: What may be wrong with the bytes of a file.
@@ -49,14 +46,18 @@ class File:
         size: In bytes, as stored; 0 if unknown.
         constants: Columns that its folders name, and their value in all of its rows.
         is_open: Whether somebody else has opened it, and will close it.
+        is_remote: Whether a URL names it.
+        is_member: Whether it is in an archive.
     """
 
     name: str
-    open: Callable[[ExitStack], Any]
+    open: Callable[[ExitStack], Any] = field(compare=False)
     inner: str
     size: int = 0
     constants: Mapping[str, str | None] = field(default_factory=dict)
     is_open: bool = False
+    is_remote: bool = False
+    is_member: bool = False
 
     @property
     def path(self) -> str:
@@ -73,6 +74,17 @@ class File:
     def has_tabs(self) -> bool:
         """Whether its name says that tabs are between its fields."""
         return _plain(self.inner).lower().endswith((".tsv", ".tab"))
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether what it holds can only be read from its beginning on."""
+        return self.is_member or _plain(self.inner) != self.inner
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it can be opened more than once, unlike a pipe."""
+        paths = (self.name, self.path)
+        return self.is_remote or any(map(os.path.isfile, paths))
 
     def opened(self, stack: ExitStack) -> tuple[Any, Any]:
         """
@@ -157,15 +169,35 @@ def found(path: str, storage_options: Mapping[str, Any] | None) -> list[File]:
     return _local(path)
 
 
-def _local(path: str) -> list[File]:
-    def opening(stack: ExitStack) -> Any:
-        return stack.enter_context(open(path, "rb"))  # the stack closes it
+# Functions of this module, so that a file can be sent to another process.
 
+
+def _open_local(path: str, stack: ExitStack) -> Any:
+    return stack.enter_context(open(path, "rb"))  # the stack closes it
+
+
+def _open_remote(system: Any, path: str, stack: ExitStack) -> Any:
+    try:
+        return stack.enter_context(system.open(path, "rb"))
+    except Exception as error:
+        raise OSError(said(error)) from error
+
+
+def _open_member(file: File, name: str, stack: ExitStack) -> Any:
+    archive = stack.enter_context(ZipFile(file.open(stack)))
+    try:
+        return stack.enter_context(archive.open(name))
+    except RuntimeError as error:
+        # It has a password, or is compressed in a way that Python does not know.
+        raise _cannot_read(file.name, error) from error
+
+
+def _local(path: str) -> list[File]:
     try:
         size = os.stat(path).st_size
     except OSError as error:
         raise _cannot_read(path, error) from error
-    return _members(File(path, opening, path, size))
+    return _members(File(path, partial(_open_local, path), path, size))
 
 
 def _in_folder(path: str) -> list[File]:
@@ -214,14 +246,10 @@ def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
 
 
 def _of_system(system: Any, path: str, url: str) -> File:
-    def opening(stack: ExitStack) -> Any:
-        try:
-            return stack.enter_context(system.open(path, "rb"))
-        except Exception as error:
-            raise OSError(said(error)) from error
-
     name = url if path in url else system.unstrip_protocol(path)
-    return File(name, opening, path.partition("?")[0], int(system.size(path) or 0))
+    opening = partial(_open_remote, system, path)
+    size = int(system.size(path) or 0)
+    return File(name, opening, path.partition("?")[0], size, is_remote=True)
 
 
 def _members(file: File) -> list[File]:
@@ -246,205 +274,14 @@ def _members(file: File) -> list[File]:
     return [
         File(
             file.name if only else f"{file.name}/{info.filename}",
-            _member_opener(file, info.filename),
+            partial(_open_member, file, info.filename),
             # A name that tells no format leaves that to the archive's.
             info.filename
             if os.path.splitext(_plain(info.filename))[1].lower() in FORMATS
             else _plain(file.inner),
             info.compress_size,
+            is_remote=file.is_remote,
+            is_member=True,
         )
         for info in infos
     ]
-
-
-def _member_opener(file: File, name: str) -> Callable[[ExitStack], Any]:
-    def opening(stack: ExitStack) -> Any:
-        archive = stack.enter_context(ZipFile(file.open(stack)))
-        try:
-            return stack.enter_context(archive.open(name))
-        except RuntimeError as error:
-            # It has a password, or is compressed in a way that Python does not know.
-            raise _cannot_read(file.name, error) from error
-
-    return opening
-
-
-# Their text
-
-_MARKS = (
-    # The longer ones first: UTF-32 begins as UTF-16 does.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-#: What stands for bytes that an encoding does not have.
-_UNDECODED = re.compile("[\udc00-\udcff]")
-_undecoded = 0
-
-
-def _leave_undecoded(error: UnicodeError) -> tuple[str, int]:
-    """Let a text hold bytes that were not decoded, each as a lone surrogate."""
-    global _undecoded  # noqa: PLW0603  # codecs knows handlers by name, for everybody
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    _undecoded += 1
-    left = error.object[error.start : error.end]
-    return "".join(chr(0xDC00 + byte) for byte in left), error.end
-
-
-codecs.register_error("tenure.undecoded", _leave_undecoded)
-
-
-def is_undecoded(text: str) -> bool:
-    """Whether a text holds bytes that were not decoded."""
-    return not text.isascii() and _UNDECODED.search(text) is not None
-
-
-def undecoded(raw: str, text: str, field: str = "") -> Bad:
-    r"""
-    Return what stands for a record with bytes that were not decoded, as ``\xff``.
-
-    Args:
-        text: The part of it that has them.
-    """
-    row, part = (
-        _UNDECODED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", each)
-        for each in (raw, text)
-    )
-    message = f"bytes that the encoding does not have: {part.strip()[:80]!r}"
-    return Bad(row, "encoding", f"{message}; say encoding=", field)
-
-
-def marked_encoding(binary: Any) -> str | None:
-    """Return the encoding that a byte order mark tells; the mark stays unread."""
-    if hasattr(binary, "peek"):
-        start = binary.peek(4)[:4]
-    elif hasattr(binary, "seekable") and binary.seekable():
-        before = binary.tell()
-        start = binary.read(4)
-        binary.seek(before)
-    else:
-        return None
-    for mark, encoding in _MARKS:
-        if start.startswith(mark):
-            return encoding
-    return None
-
-
-class Lines:
-    """
-    The lines of a text, read in blocks; those since :attr:`keep` can be had again.
-
-    Attributes:
-        size: Lines that are read at once.
-        keep: The first line that may be asked for again.
-        has_undecoded: Whether a line may hold bytes that were not decoded.
-        count: The lines that were read.
-
-    Args:
-        leaves_undecoded: Whether there can be such bytes in the text.
-    """
-
-    def __init__(self, text: Any, *, leaves_undecoded: bool = False) -> None:
-        self._text = iter(text)
-        self._blocks: deque[tuple[int, list[str]]] = deque()
-        self._failed: Exception | None = None
-        self._leaves_undecoded = leaves_undecoded
-        self._before = _undecoded
-        self.has_undecoded = False
-        self.size = 1
-        self.keep = 1
-        self.count = 0
-
-    def since(self, line: int) -> Iterator[str]:
-        """
-        Yield the lines from *line* on: those read before, and what follows.
-
-        Raises:
-            LoadError: What follows cannot be read.
-        """
-        read = [
-            block[line - first :] if first < line else block
-            for first, block in self._blocks
-            if first + len(block) > line
-        ]
-        lines = chain.from_iterable(chain(read, self._more()))
-        # Those between are left out.
-        between = line - self.count - 1
-        return islice(lines, between, None) if between > 0 else lines
-
-    def between(self, line: int, end: int) -> list[str]:
-        """Return the lines from *line* to before *end*, which have been read."""
-        self._drop()
-        found: list[str] = []
-        for first, block in self._blocks:
-            if first >= end:
-                break
-            found += block[max(line - first, 0) : end - first]
-        return found
-
-    def _drop(self) -> None:
-        """Forget the blocks that nobody may ask for again."""
-        blocks = self._blocks
-        while blocks and blocks[0][0] + len(blocks[0][1]) <= self.keep:
-            blocks.popleft()
-
-    def _more(self) -> Iterator[Sequence[str]]:
-        while block := self._next():
-            yield block
-
-    def _next(self) -> list[str]:
-        if self._failed is not None:
-            raise self._unreadable(self._failed)
-        self._drop()
-        block: list[str] = []
-        try:
-            block.extend(islice(self._text, self.size))
-        except DAMAGED as error:
-            # The lines before are good ones.
-            self._failed = error
-            if not block:
-                raise self._unreadable(error) from error
-        if not block:
-            return block
-        # It may have been in another source.
-        self.has_undecoded = self._leaves_undecoded and self._before != _undecoded
-        self._blocks.append((self.count + 1, block))
-        self.count += len(block)
-        return block
-
-    def _unreadable(self, error: Exception) -> LoadError:
-        line = self.count + 1
-        if isinstance(error, UnicodeDecodeError):
-            return LoadError(
-                f"the source is not {error.encoding.upper()}, at or after line {line}: "
-                f"{error.reason}; say encoding= if it is another one, or errors='reject'"
-            )
-        return LoadError(f"the source cannot be read at line {line}: {said(error)}")
-
-
-def lines_of(
-    binary: Any, encoding: str, errors: str, stack: ExitStack, *, is_ours: bool
-) -> Lines:
-    """
-    Return the lines of bytes.
-
-    Args:
-        is_ours: Whether the file is closed with the stack; else its owner closes it.
-
-    Raises:
-        LoadError: There is no such encoding.
-    """
-    handler = "tenure.undecoded" if errors == "reject" else errors
-    try:
-        codecs.lookup_error(handler)
-        text = io.TextIOWrapper(binary, encoding=encoding, errors=handler, newline="")
-    except LookupError as error:
-        raise LoadError(f"encoding and errors: {error}") from error
-    if is_ours:
-        stack.enter_context(text)
-    else:
-        stack.callback(text.detach)
-    return Lines(cast(Any, text), leaves_undecoded=errors == "reject")

@@ -12,8 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import LoadError, said
-from .files import DAMAGED, Lines, is_undecoded, marked_encoding, undecoded
+from .files import DAMAGED
 from .records import Record
+from .text import Lines, is_undecoded, marked_encoding, undecoded
 
 
 class JsonLines:
@@ -39,7 +40,8 @@ class JsonLines:
     def rows(self, start: int = 1) -> Iterator[Record]:  # of readers
         """Yield the lines that are not blank, with their numbers."""
         lines = self._lines
-        for number, line in enumerate(lines.since(1), 1):
+        first = lines.count + 1
+        for number, line in enumerate(lines.since(first), first):
             lines.keep = number
             if line.isspace():
                 continue

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from ...errors import LoadError
+
 Format = Literal["csv", "jsonl", "json", "parquet"]
 EmptyQuoted = Literal["null", "text"]
 
@@ -113,3 +115,39 @@ class Accepted:
 
 #: Takes whatever comes.
 ANYTHING = Accepted(frozenset(), is_open=True)
+
+
+def check_choice(name: str, given: object, allowed: Iterable[object]) -> None:
+    """Raise a :class:`LoadError` if an option is none of those allowed."""
+    if given not in allowed:
+        options = ", ".join(map(repr, allowed))
+        raise LoadError(f"{name} is one of {options}, not {given!r}")
+
+
+def check(options: ReadOptions) -> None:
+    """
+    Refuse values that an option cannot have.
+
+    Raises:
+        LoadError: It has one.
+    """
+    formats = (None, "csv", "jsonl", "json", "parquet")
+    check_choice("format", options.format, formats)
+    check_choice("empty_quoted", options.empty_quoted, ("null", "text"))
+    for name in ("delimiter", "quotechar", "escapechar"):
+        given = getattr(options, name)
+        if given is not None and (len(given) != 1 or given in "\r\n"):
+            raise LoadError(f"{name} is one character, not {given!r}")
+    for name in ("ignore", "null"):
+        if isinstance(getattr(options, name), str):
+            given = getattr(options, name)
+            raise LoadError(f"{name} is a list of texts, not {given!r}")
+    header = options.header
+    if isinstance(header, str) and header not in ("exact", "loose"):
+        raise LoadError(
+            f"header is 'exact', 'loose' or a list of names, not {header!r}"
+        )
+    if options.comment == "":
+        raise LoadError("comment is what lines begin with, not an empty text")
+    if options.skip_rows < 0:
+        raise LoadError(f"skip_rows is 0 or more, not {options.skip_rows}")

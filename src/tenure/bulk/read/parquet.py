@@ -19,16 +19,18 @@ class Parquet:
     Args:
         source: A path, or a binary file that can be sought in.
         name: What messages call it.
+        groups: The row groups to read; all, if nothing is said.
 
     Attributes:
         header: The names of its columns.
-        total: The bytes of the columns as stored.
+        sizes: The bytes of each row group as stored.
+        total: Those of the ones to read.
 
     Raises:
         LoadError: It is none, or pyarrow is not installed.
     """
 
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(self, source: Any, name: str, groups: range | None = None) -> None:
         try:
             import pyarrow as pa
             from pyarrow import parquet
@@ -53,14 +55,20 @@ class Parquet:
         self._types = [self._in_microseconds(field.type) for field in schema]
         self.header = list(schema.names)
         self.guesses: list[str] = []
-        self._sizes = [
+        self.sizes = [
             sum(
                 group.column(number).total_compressed_size
                 for number in range(group.num_columns)
             )
-            for group in map(self._file.metadata.row_group, self._groups)
+            for group in map(self._file.metadata.row_group, self._all)
         ]
-        self.total = sum(self._sizes)
+        self._groups = self._all if groups is None else groups
+        if self._groups.stop > len(self.sizes):
+            raise LoadError(
+                f"{name!r} has fewer row groups than when it was cut into parts; do "
+                f"not change a file that is being loaded"
+            )
+        self.total = sum(self.sizes[group] for group in self._groups)
         self._position = 0
 
     def __enter__(self) -> Self:
@@ -70,7 +78,7 @@ class Parquet:
         self._file.close()
 
     @property
-    def _groups(self) -> range:
+    def _all(self) -> range:
         return range(self._file.num_row_groups)
 
     @property
@@ -90,12 +98,13 @@ class Parquet:
             LoadError: The file is damaged.
         """
         first = 1
-        for group, size in zip(self._groups, self._sizes, strict=True):
+        for group in range(self._groups.stop):
             count = self._file.metadata.row_group(group).num_rows
-            if first + count > start:
-                yield from enumerate(self._rows_of(group), first)
+            if group in self._groups:
+                if first + count > start:
+                    yield from enumerate(self._rows_of(group), first)
+                self._position += self.sizes[group]
             first += count
-            self._position += size
 
     def _rows_of(self, group: int) -> Iterator[Any]:
         batches = self._file.iter_batches(_ROWS, row_groups=[group])

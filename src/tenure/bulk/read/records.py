@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ...errors import LoadError
 
 #: A record as it was read: a row of a table, a line of JSON, or a mapping.
 Record = tuple[int, Any]
+
+
+class Reader(Protocol):
+    """What reads the records of a file of some format."""
+
+    #: The columns of a table; ``None`` for objects.
+    header: Any
+
+    @property
+    def guesses(self) -> list[str]:
+        """What was taken for granted, and how to say otherwise."""
+
+    @property
+    def end(self) -> int:
+        """The last line that was read."""
+
+    def rows(self, start: int) -> Iterator[Record]:
+        """Yield the records; those before *start* may be left out."""
 
 
 @dataclass(frozen=True, slots=True)

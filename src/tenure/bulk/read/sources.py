@@ -8,39 +8,23 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import dropwhile, islice, zip_longest
 from operator import itemgetter
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from ...errors import LoadError, said
 from .delimited import Delimited, limit
-from .files import DAMAGED, File, Lines, found, lines_of, marked_encoding, paths_in
+from .files import DAMAGED, File, found, paths_in
 from .json_files import Document, JsonLines
-from .options import ANYTHING, OF_CSV, OF_TEXT, Accepted, ReadOptions
+from .options import ANYTHING, OF_CSV, OF_TEXT, Accepted, ReadOptions, check
 from .parquet import Parquet
+from .parts import Part
 from .pulled import Pulled
-from .records import Bad, Record, mapping
-
-
-class Reader(Protocol):
-    """What reads the records of a file of some format."""
-
-    #: The columns of a table; ``None`` for objects.
-    header: Any
-
-    @property
-    def guesses(self) -> list[str]:
-        """What was taken for granted, and how to say otherwise."""
-
-    @property
-    def end(self) -> int:
-        """The last line that was read."""
-
-    def rows(self, start: int) -> Iterator[Record]:
-        """Yield the records; those before *start* may be left out."""
+from .records import Bad, Reader, Record, mapping
+from .text import Lines, lines_of, marked_encoding
 
 
 class Records:
     """
-    An open source: gives ``(line, record)`` in batches, and how far it is.
+    An open source, or a part of one: gives ``(line, record)`` in batches.
 
     Lines of several files are counted through.
 
@@ -54,6 +38,9 @@ class Records:
         total: Size in bytes as stored, 0 if unknown.
         paths: The files that it consists of, and the archives that these are in.
         guesses: What was taken for granted, and how to say otherwise.
+        files: Those that it consists of.
+        names: The columns of the file that is read, as they are called there.
+        encoding: Of its text.
     """
 
     def __init__(
@@ -69,6 +56,9 @@ class Records:
         self.total = 0
         self.paths: list[str] = []
         self.guesses: list[str] = []
+        self.files: list[File] = []
+        self.names: list[str] | None = None
+        self.encoding = ""
         self.ignored = frozenset(options.ignore)
         self._options = options
         self._accepted = accepted
@@ -81,9 +71,10 @@ class Records:
         #: The files that were begun, each with the lines before it.
         self._begun: list[tuple[str, int]] = []
         self._is_one = True
+        self._part = source if isinstance(source, Part) else None
         #: Columns that the folders of a file name, and their values.
         self._constants: dict[str, str | None] = {}
-        _check(options)
+        check(options)
         try:
             self._rows = dropwhile(lambda each: each[0] < start, self._open(source))
         except BaseException:
@@ -139,6 +130,8 @@ class Records:
         return f"line {number}" if file is None else f"line {number} of {file!r}"
 
     def _open(self, source: Any) -> Iterator[Record]:
+        if isinstance(source, Part):
+            return self._of_part(source)
         if isinstance(source, Pulled):
             self._check_format("mappings", ())
             return iter(())
@@ -152,6 +145,7 @@ class Records:
             stored = self._options.storage_options
             files = [file for path in paths for file in found(path, stored)]
             self.total = sum(file.size for file in files)
+            self.files = files
             self._is_one = len(files) == 1
             self.paths = [*paths, *(file.path for file in files)]
             return self._of_files(files)
@@ -185,29 +179,51 @@ class Records:
     # Files
 
     def _of_files(self, files: list[File]) -> Iterator[Record]:
-        reader = self._begin(files[0], 0)
-        self.header = reader.header
-        return self._one_after_the_other(reader, files)
+        self.reader = self._begin(files[0], 0)
+        self.header = self.reader.header
+        return self._one_after_the_other(files)
 
-    def _one_after_the_other(
-        self, reader: Reader, files: list[File]
-    ) -> Iterator[Record]:
+    def _of_part(self, part: Part) -> Iterator[Record]:
+        file = part.as_file
+        self._is_one = part.is_only
+        self.total = file.size
+        self.files = [file]
+        self.paths = [file.path]
+        self.guesses += part.guesses
+        reader = self._begin(file, part.before)
+        self.header = None if part.header is None else list(part.header)
+        return self._records_of(reader, file, part.before)
+
+    def _one_after_the_other(self, files: list[File]) -> Iterator[Record]:
         before = 0
         for file, following in zip_longest(files, files[1:]):
-            yield from self._records_of(reader, file, before)
+            yield from self._records_of(self.reader, file, before)
             if following is not None:
                 self._read += file.size
                 self._raw = None
-                before += reader.end
-                self._stack.close()
-                reader = self._begin(following, before)
+                before += self.reader.end
+                self.go_to(following, before)
+
+    def go_to(self, file: File, before: int) -> None:
+        """
+        Open a further file, as it is done before its records are read.
+
+        Args:
+            before: The lines of those before it.
+
+        Raises:
+            LoadError: It cannot be read, or has other columns than the first one.
+        """
+        self._stack.close()
+        self.reader = self._begin(file, before)
+        self._in_order(self.reader.header, file)
 
     def _records_of(self, reader: Reader, file: File, before: int) -> Iterator[Record]:
         """Yield the records of a file as those of the source."""
         of_source = self._in_order(reader.header, file)
         constants = tuple(self._constants.values()) if reader.header else ()
         records = reader.rows(self._start - before)
-        with self._naming(file):
+        with self.naming(file):
             if not (before or of_source or constants):
                 yield from records
                 return
@@ -218,7 +234,7 @@ class Records:
                 yield before + line, row
 
     @contextmanager
-    def _naming(self, file: File) -> Iterator[None]:
+    def naming(self, file: File) -> Iterator[None]:
         """Say in an error which file it is about, if there are several."""
         try:
             yield
@@ -230,8 +246,10 @@ class Records:
     def _begin(self, file: File, before: int) -> Reader:
         """Open a file; its reader has read what comes before its records."""
         self._begun.append((file.name, before))
-        with self._naming(file):
+        self._lines = None
+        with self.naming(file):
             reader = self._reader(file)
+            self.names = reader.header
             there = reader.header or ()
             self._constants = {
                 k: v for k, v in file.constants.items() if k not in there
@@ -260,9 +278,11 @@ class Records:
             self._raw = None
         if format == "parquet":
             self._check_format("parquet", ("header",))
-            parquet = self._stack.enter_context(Parquet(binary, file.name))
+            groups = None if self._part is None else self._part.groups
+            parquet = self._stack.enter_context(Parquet(binary, file.name, groups))
             self._raw = parquet
-            self.total = parquet.total if self._is_one else self.total
+            if self._is_one or self._part is not None:
+                self.total = parquet.total
             return parquet
         if isinstance(binary, io.TextIOBase):
             if self._options.encoding is not None:
@@ -274,8 +294,10 @@ class Records:
 
     def _of_bytes(self, binary: Any, format: str, file: File) -> Reader:
         options = self._options
+        part = self._further
         try:
-            marked = marked_encoding(binary)
+            # What looks like a mark inside of a file is none.
+            marked = None if part else marked_encoding(binary)
             encoding = codecs.lookup(options.encoding or marked or "utf-8").name
         except DAMAGED as error:
             raise LoadError(
@@ -289,8 +311,15 @@ class Records:
             return Document(binary, options.path, encoding, self._again(file))
         # A mark is none of the text, also where it could not be looked for.
         encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-        is_ours = not file.is_open or binary is not file.open(self._stack)
-        lines = lines_of(binary, encoding, options.errors, self._stack, is_ours=is_ours)
+        self.encoding = encoding = part.encoding if part else encoding
+        lines = lines_of(
+            binary,
+            encoding,
+            options.errors,
+            self._stack,
+            is_ours=not file.is_open or binary is not file.open(self._stack),
+            before=part.lines if part else 0,
+        )
         reader = self._of_text(lines, format, file)
         if marked is not None and options.encoding is None and marked != "utf-8-sig":
             reader.guesses.append(
@@ -298,6 +327,11 @@ class Records:
                 f"that is wrong, say encoding="
             )
         return reader
+
+    @property
+    def _further(self) -> Part | None:
+        """The part that is read, if it begins inside of the text of its file."""
+        return self._part if self._part and self._part.start else None
 
     def _again(self, file: File) -> Callable[[], Any] | None:
         """Return what opens a file once more, if that is possible."""
@@ -322,7 +356,9 @@ class Records:
             )
         self._check_format("csv", (*OF_CSV, *OF_TEXT, "header", "null"))
         self._stack.enter_context(limit)
-        return Delimited(lines, self._options, self._accepted, has_tabs=file.has_tabs)
+        part = self._further
+        options = part.of_table(self._options) if part else self._options
+        return Delimited(lines, options, self._accepted, has_tabs=file.has_tabs)
 
     # Names of columns
 
@@ -412,39 +448,3 @@ def _listed(header: list[str] | None) -> str:
 
 def _checked(record: Record) -> Record:
     return record if type(record[1]) is dict else mapping(*record)
-
-
-def check_choice(name: str, given: object, allowed: Iterable[object]) -> None:
-    """Raise a :class:`LoadError` if an option is none of those allowed."""
-    if given not in allowed:
-        options = ", ".join(map(repr, allowed))
-        raise LoadError(f"{name} is one of {options}, not {given!r}")
-
-
-def _check(options: ReadOptions) -> None:
-    """
-    Refuse values that an option cannot have.
-
-    Raises:
-        LoadError: It has one.
-    """
-    formats = (None, "csv", "jsonl", "json", "parquet")
-    check_choice("format", options.format, formats)
-    check_choice("empty_quoted", options.empty_quoted, ("null", "text"))
-    for name in ("delimiter", "quotechar", "escapechar"):
-        given = getattr(options, name)
-        if given is not None and (len(given) != 1 or given in "\r\n"):
-            raise LoadError(f"{name} is one character, not {given!r}")
-    for name in ("ignore", "null"):
-        if isinstance(getattr(options, name), str):
-            given = getattr(options, name)
-            raise LoadError(f"{name} is a list of texts, not {given!r}")
-    header = options.header
-    if isinstance(header, str) and header not in ("exact", "loose"):
-        raise LoadError(
-            f"header is 'exact', 'loose' or a list of names, not {header!r}"
-        )
-    if options.comment == "":
-        raise LoadError("comment is what lines begin with, not an empty text")
-    if options.skip_rows < 0:
-        raise LoadError(f"skip_rows is 0 or more, not {options.skip_rows}")
