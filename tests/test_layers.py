@@ -50,7 +50,7 @@ OPTIONAL = {
     ("engines.pair", "sqlalchemy.ext.asyncio"),
     # An extra.
     ("bulk.read.files", "fsspec"),
-    ("bulk.read.zstd", "zstandard"),
+    ("bulk.read.compressed", "zstandard"),
     ("bulk.read.json_files", "ijson"),
     ("bulk.read.parquet", "pyarrow"),
     ("bulk.write.copy", "psycopg.copy"),

@@ -100,6 +100,8 @@ class Layout:
         #: Whether a key that is null in part identifies one row.
         self.nulls_are_equal = False
         self._others: dict[tuple[int, ...], Layout] = {}
+        #: What :meth:`Layouts.of` made it of.
+        self.made_of: tuple[frozenset[str], frozenset[str]] = frozenset(), frozenset()
         #: Whether the unit of work is to decide what a null becomes.
         self.has_null_defaults = False
         #: The columns that an update may change: a default was not given.
@@ -206,7 +208,7 @@ class Rows:
     """
 
     layout: Layout
-    records: list[Record]
+    records: Sequence[Record]
     fields: list[Sequence[Any]] = field(default_factory=list)
     columns: list[Sequence[Any]] = field(default_factory=list)
     #: Those that are rejected, by position.
@@ -403,6 +405,7 @@ class Layouts:
             )
             if self.allowed is not None:
                 layout.given = frozenset(filter(self._is_allowed(layout), layout.given))
+            layout.made_of = present, others
             self._made[present, others] = layout
             for_upsert = self.on_conflict != "raise"
             layout.find_key(self.mapper, self.dialect, for_upsert=for_upsert)

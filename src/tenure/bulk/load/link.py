@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from types import NoneType
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy.orm import Mapper
 
 from ...context import SESSION_BULK_CONTEXT
-from ...mapping import columns_held, identifiers
+from ...mapping import columns_held, identifiers, mapper_of
 from ...references import Proxy, Registry, is_resolved, serialize_reference, shape_of
 from ..lookup import refused_by_halves, resolve
 from ..write import Row, one_zone
@@ -34,6 +35,17 @@ class _Interning:
 
     def _add_values(self, values: Sequence[Any], payload: Any) -> None:
         """Leave out rows of other tables: a load writes into one."""
+
+
+@contextmanager
+def registering_with(registry: Registry) -> Iterator[None]:
+    """Make a registry the place where validation registers references."""
+    bulk: Any = _Interning(registry)
+    token = SESSION_BULK_CONTEXT.set(bulk)
+    try:
+        yield
+    finally:
+        SESSION_BULK_CONTEXT.reset(token)
 
 
 def alike(values: Sequence[Any]) -> Sequence[Any]:
@@ -74,16 +86,10 @@ class Linker:
         self.on_missing = on_missing
         self.problems: dict[int, str] = {}
         self._registry = Registry()
-        self._bulk: Any = _Interning(self._registry)
 
-    @contextmanager
-    def registering(self) -> Iterator[None]:
+    def registering(self) -> AbstractContextManager[None]:
         """Make this the place where validation registers references."""
-        token = SESSION_BULK_CONTEXT.set(self._bulk)
-        try:
-            yield
-        finally:
-            SESSION_BULK_CONTEXT.reset(token)
+        return registering_with(self._registry)
 
     def make(self, batches: Iterable[Rows], validator: RowValidator) -> None:
         """Turn keys into references, in a block of ours; reject what is no key."""
@@ -95,6 +101,18 @@ class Linker:
                     batch.refused.add(row)
                     label, message = self.labels[name], error.message()
                     self.rejects.add(batch.records[row], label, error.type, message)
+
+    def received(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return a column that another process has sent, with references of ours."""
+        if Named not in set(map(type, values)):
+            return values
+        return [self._received(each) for each in values]
+
+    def _received(self, value: Any) -> Any:
+        if type(value) is not Named:
+            return value
+        shape = identifiers(mapper_of(value.entity)).shape(value.names)
+        return self._registry.intern(shape, tuple(map(self._received, value.values)))
 
     def look_up(self) -> None:
         """Look up the references that were made since :meth:`forget`."""
@@ -186,6 +204,31 @@ class Linker:
                 if id(value) in self.problems:
                     message += f", and {self.problems[id(value)]}"
             self.rejects.add(batch.records[row], label, reason, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A reference on its way from another process: the key, and what has it."""
+
+    entity: type[Any]
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+def sendable(values: Sequence[Any]) -> Sequence[Any]:
+    """Return a column with its references as :class:`Named`."""
+    values = alike(values) if values else values
+    if Proxy not in set(map(type, values)):
+        return values
+    return [_sendable(each) for each in values]
+
+
+def _sendable(value: Any) -> Any:
+    if type(value) is not Proxy:
+        return value
+    shape = shape_of(value)
+    values = tuple(map(_sendable, value._tenure_values))
+    return Named(shape.entity, shape.names, values)
 
 
 def is_kin(one: Mapper[Any], other: Mapper[Any]) -> bool:

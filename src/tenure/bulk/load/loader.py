@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import iscoroutinefunction
-from time import perf_counter
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel
@@ -33,12 +32,12 @@ from .failure import explain, undo
 from .layout import Layouts, Rows
 from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
-from .prepared import Ahead, Prepared
-from .report import LoadReport, Rejects, RejectsFile
+from .prepared import Ahead, Prepared, received
+from .report import Clock, LoadReport, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
 from .validate import Checker, RowValidator
 
-Commit = Literal["once", "batch"]
+Commit = Literal["once", "batch", "part"]
 Progress = Callable[[LoadReport], object]
 Source = str | os.PathLike[str] | IO[Any] | Iterable[Any]
 
@@ -66,7 +65,8 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
-            check_choice(name, getattr(self, name), allowed)
+            if getattr(self, name) not in allowed:
+                check_choice(name, getattr(self, name), allowed)
         for name in ("batch_size", "start"):
             if getattr(self, name) < 1:
                 raise LoadError(f"{name} is at least 1, not {getattr(self, name)}")
@@ -85,7 +85,7 @@ class LoadOptions:
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "on_missing": ("reject", "null", "create"),
     "on_conflict": ("raise", "update", "skip"),
-    "commit": ("once", "batch"),
+    "commit": ("once", "batch", "part"),
 }
 
 
@@ -95,12 +95,17 @@ def load(
     into: type[Any],
     options: LoadOptions,
     between: Callable[[object], None] | None = None,
+    *,
+    supply: Callable[[Layouts], AbstractContextManager[Any]] | None = None,
+    finish: Callable[[LoadReport], None] | None = None,
 ) -> LoadReport:
     """
     Load rows; see ``SessionBulk.load``.
 
     Args:
         between: Called after each batch, with what ``progress`` returned.
+        supply: Opens the source as a ``Supply``, if others read and validate it.
+        finish: Called with the report when all is written, before the commit.
     """
     progress, rejects, start = options.progress, options.rejects, options.start
     if iscoroutinefunction(progress) and between is None:
@@ -116,11 +121,15 @@ def load(
     file = RejectsFile(rejects, start=start)
     file.check("source", source)
     file.check("database", _database_file(session, mapper))
-    with Records(
-        source, options.reading, accepted=layouts.accepted, start=start
-    ) as records:
+    opened: AbstractContextManager[Any] = (
+        Records(source, options.reading, accepted=layouts.accepted, start=start)
+        if supply is None
+        else supply(layouts)
+    )
+    with opened as records:
         file.check("source", *records.paths)
         loader = _Loader(session, records, layouts, options, file)
+        loader.finish = finish
         file.open()
         try:
             return loader.run(options.batch_size, _told(progress, between))
@@ -155,13 +164,15 @@ class _Loader:
     def __init__(
         self,
         session: Session,
-        records: Records,
+        records: Any,
         layouts: Layouts,
         options: LoadOptions,
         file: RejectsFile,
     ) -> None:
         self.session = session
         self.records = records
+        #: Whether others read and validate the source.
+        self.is_elsewhere = hasattr(records, "take_validated")
         self.options = options
         on_conflict = options.on_conflict
         self.commits_batches = options.commit == "batch" and not options.dry_run
@@ -196,9 +207,8 @@ class _Loader:
         self.checker = Checker(records, self.layouts, self.rejects, self.validator)
         names_itself = any(is_kin(each, self.mapper) for each in named)
         self.in_order = InOrder(self) if names_itself else None
-        #: What the time is counted for, and since when.
-        self._phase: str | None = None
-        self._since = 0.0
+        self.finish: Callable[[LoadReport], None] | None = None
+        self.timed = Clock(self.report).timed
         self.ahead = self._ahead(options.batch_size)
         self.line = options.start - 1
         self.committed = self.report.counts()
@@ -208,8 +218,8 @@ class _Loader:
         is_file = bool(self.records.paths and self.records.total)
         # Code of a program may use the session, and what is no file may be long in
         # coming. The others ask for references once more after writing.
-        may_wait = self.validator.calls_nobody and is_file
-        if not may_wait or self.creator is not None or self.in_order is not None:
+        can_wait = self.is_elsewhere or (self.validator.calls_nobody and is_file)
+        if not can_wait or self.creator is not None or self.in_order is not None:
             return None
         if not can_copy(_engine_of(self.session, self.mapper)):
             return None
@@ -240,6 +250,8 @@ class _Loader:
             else:
                 if outer is not None:
                     outer.commit()
+                if self.finish is not None:
+                    self.finish(self.report)
                 self._commit(is_last=True)
             return self.report
         except BaseException as error:
@@ -319,24 +331,6 @@ class _Loader:
         if self.commits_batches or is_last:
             self.committed = self.report.counts()
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Count the time of a block for *phase*, and not for the one around it."""
-        around = self._count_for(phase)
-        try:
-            yield
-        finally:
-            self._count_for(around)
-
-    def _count_for(self, phase: str | None) -> str | None:
-        """Count the time from now on for another phase; return the one before."""
-        now, before = perf_counter(), self._phase
-        if before is not None:
-            seconds = self.report.seconds
-            seconds[before] = seconds.get(before, 0.0) + now - self._since
-        self._phase, self._since = phase, now
-        return before
-
     def _load_next(self, size: int) -> int:
         """Load the next batch; give its last line, 0 at the end of the source."""
         # Other tasks run while an async source is awaited.
@@ -354,6 +348,11 @@ class _Loader:
             return prepared.records[-1][0]
 
     def _prepare_next(self, size: int) -> Prepared | None:
+        if self.is_elsewhere:
+            with self.timed("read"):
+                found = self.records.take_validated()
+            with self.timed("resolve"):
+                return None if found is None else received(self, *found)
         with self.timed("read"), self._undisturbed("the source"):
             records = self.records.take(size)
         return self.prepared(records) if records else None

@@ -1,20 +1,29 @@
-"""Preparing the next batch while the database writes one."""
+"""
+Batches that are read and validated: while the one before is written, or elsewhere.
+
+Another process that validates sends the values by field and the lines of the rows, not
+the records: one that the rejects file needs is read again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, overload
 
-from ..read import Record
-from .layout import Rows
-from .report import Rejected
+from ...references import Registry
+from ..read import Record, Records
+from .layout import Layouts, Rows
+from .link import registering_with, sendable
+from .report import LoadReport, Problem, Rejected, Rejects, RejectsFile
+from .validate import Checker, RowValidator
 
 
 @dataclass(slots=True)
 class Prepared:
     """A batch that is read and validated, with what of it is rejected."""
 
-    records: list[Record]
+    records: Sequence[Record]
     batches: list[Rows]
     rejected: list[Rejected]
     #: How far the source has been read.
@@ -56,3 +65,143 @@ class Ahead:
         if error is not None:
             raise error
         return found
+
+
+# Elsewhere
+
+
+@dataclass(slots=True)
+class ValidRows:
+    """Rows that set the same fields: their lines, and their values by field."""
+
+    layout: tuple[frozenset[str], frozenset[str]]
+    lines: Sequence[int]
+    fields: list[Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Validated:
+    """A batch as another process sends it."""
+
+    lines: Sequence[int]
+    rows: list[ValidRows]
+    #: The line, field, reason and message of rejected rows, and what else is wrong.
+    rejected: list[tuple[int, str, str, str, tuple[Problem, ...]]]
+    guesses: list[str] = field(default_factory=list)
+
+
+def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validated]:
+    """Validate the records of a source, in batches of *size*, to be sent."""
+    report = LoadReport()
+    rejects = Rejects(report, RejectsFile(None), records)
+    validator = RowValidator(
+        layouts.into, json=records.json, refuses_unknown=not records.ignored
+    )
+    checker = Checker(records, layouts, rejects, validator)
+    while taken := records.take(size):
+        told = len(report.guesses)
+        with registering_with(Registry()), rejects.held() as rejected:
+            batches = checker.rows(taken)
+            lines = [line for line, _ in taken]
+            rows = [
+                ValidRows(
+                    batch.layout.made_of,
+                    lines
+                    if len(batch) == len(lines)
+                    else [line for line, _ in batch.records],
+                    list(map(sendable, batch.fields)),
+                )
+                for batch in batches
+            ]
+        yield Validated(
+            lines,
+            rows,
+            [(each[0][0], *each[1:]) for each in rejected],
+            report.guesses[told:],
+        )
+
+
+class Supply(Protocol):
+    """
+    A source that others read and validate; beside that, it is as ``Records``.
+
+    Attributes:
+        position: How far it has been taken.
+    """
+
+    position: int
+
+    def take_validated(self) -> tuple[Validated, Callable[[int], Any]] | None:
+        """Return the next batch, and what reads the row of a line of it again."""
+
+
+def received(loader: Any, batch: Validated, row_of: Callable[[int], Any]) -> Prepared:
+    """
+    Return a batch that was validated elsewhere, with its references made.
+
+    Args:
+        loader: What is to write it.
+        row_of: Reads the row of a line again.
+    """
+    linker, rejects = loader.linker, loader.rejects
+    linker.forget()
+    with linker.registering(), rejects.held() as rejected:
+        rows = [
+            Rows(
+                loader.layouts.of(*each.layout),
+                _Distant(each.lines, row_of),
+                fields=list(map(linker.received, each.fields)),
+            )
+            for each in batch.rows
+        ]
+        linker.make(rows, loader.validator)
+    for line, name, reason, message, more in batch.rejected:
+        rejected.append((_distant(line, row_of), name, reason, message, more))
+    rejected.sort(key=lambda each: each[0][0])
+    guesses = loader.report.guesses
+    guesses += [guess for guess in batch.guesses if guess not in guesses]
+    records = _Distant(batch.lines, row_of)
+    return Prepared(records, rows, rejected, loader.records.position)
+
+
+class _Record(tuple[int, Any]):  # noqa: SLOT001  # it has row_of as well
+    """A record whose row is read again when it is asked for."""
+
+    row_of: Callable[[int], Any]
+
+    def __getitem__(self, place: Any) -> Any:
+        line = super().__getitem__(0)
+        return line if place == 0 else (line, self.row_of(line))[place]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self[0]
+        yield self[1]
+
+    def __reduce__(self) -> Any:
+        return tuple, ((self[0], self[1]),)
+
+
+def _distant(line: int, row_of: Callable[[int], Any]) -> Record:
+    record = _Record((line, None))
+    record.row_of = row_of
+    return record
+
+
+class _Distant(Sequence[Record]):
+    """The records of some lines."""
+
+    def __init__(self, lines: Sequence[int], row_of: Callable[[int], Any]) -> None:
+        self._lines = lines
+        self._row_of = row_of
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Record]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return _Distant(self._lines[place], self._row_of)
+        return _distant(self._lines[place], self._row_of)

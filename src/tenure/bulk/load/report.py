@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from tempfile import TemporaryFile
+from time import perf_counter
 from typing import Any
 
 from pydantic import ValidationError
@@ -206,6 +207,33 @@ class LoadReport:
             "dry_run": self.dry_run,
             "guesses": self.guesses,
         }
+
+
+class Clock:
+    """Counts the seconds of a load for one phase at a time."""
+
+    def __init__(self, report: LoadReport) -> None:
+        self._report = report
+        self._phase: str | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time of a block for *phase*, and not for the one around it."""
+        around = self._count_for(phase)
+        try:
+            yield
+        finally:
+            self._count_for(around)
+
+    def _count_for(self, phase: str | None) -> str | None:
+        """Count the time from now on for another phase; return the one before."""
+        now, before = perf_counter(), self._phase
+        if before is not None:
+            seconds = self._report.seconds
+            seconds[before] = seconds.get(before, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+        return before
 
 
 #: What a failure does not undo.

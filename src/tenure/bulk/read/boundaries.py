@@ -25,9 +25,8 @@ from typing import Any
 
 from ...errors import LoadError, said
 from .delimited import Delimited, limit
-from .files import DAMAGED
+from .files import DAMAGED, Lines
 from .options import ANYTHING, ReadOptions
-from .text import Lines
 
 #: Bytes that are looked through for quotes at once, and those that are read ahead.
 _BLOCK = 1 << 17

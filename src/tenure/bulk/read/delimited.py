@@ -17,9 +17,10 @@ from itertools import islice
 from typing import Any
 
 from ...errors import LoadError
+from .files import Lines
 from .options import Accepted, ReadOptions
 from .records import Bad, Record
-from .text import Lines, is_undecoded, undecoded
+from .undecoded import is_undecoded, undecoded
 
 #: Lines in which the end of a field is looked for that a broken record opened.
 _MOST_LINES = 1_000

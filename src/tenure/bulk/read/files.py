@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import bz2
+import codecs
 import csv
 import glob
-import gzip
 import io
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from itertools import chain, islice
+from typing import Any, cast
 from urllib.parse import unquote
 from zipfile import BadZipFile, ZipFile
 
 from ...errors import LoadError, said
+from .compressed import decompressed
 from .options import FORMATS, Format
-from .zstd import Zstandard
+from .undecoded import seen
 
 #: What may be wrong with the bytes of a file.
 DAMAGED = (
@@ -100,7 +102,9 @@ class File:
             raw = self.open(stack)
         except (OSError, BadZipFile) as error:
             raise _cannot_read(self.name, error) from error
-        return _decompressed(raw, self.inner, stack), raw
+        if _plain(self.inner) == self.inner:
+            return raw, raw
+        return decompressed(raw, self.inner, stack), raw
 
 
 def _cannot_read(name: str, error: Exception) -> LoadError:
@@ -114,22 +118,6 @@ def _plain(name: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
-
-
-def _decompressed(raw: Any, name: str, stack: ExitStack) -> Any:
-    opened: Any
-    match os.path.splitext(name)[1].lower():
-        case ".gz":
-            opened = gzip.open(raw)  # noqa: SIM115  # the stack closes it
-        case ".bz2":
-            opened = bz2.open(raw)  # noqa: SIM115  # as above
-        case ".xz":
-            opened = lzma.open(raw)  # noqa: SIM115  # as above
-        case ".zst":
-            opened = io.BufferedReader(Zstandard(raw))
-        case _:
-            return raw
-    return stack.enter_context(opened)
 
 
 # Which files there are
@@ -285,3 +273,170 @@ def _members(file: File) -> list[File]:
         )
         for info in infos
     ]
+
+
+# Their text
+
+_MARKS = (
+    # The longer ones first: UTF-32 begins as UTF-16 does.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def marked_encoding(binary: Any) -> str | None:
+    """Return the encoding that a byte order mark tells; the mark stays unread."""
+    if hasattr(binary, "peek"):
+        start = binary.peek(4)[:4]
+    elif hasattr(binary, "seekable") and binary.seekable():
+        before = binary.tell()
+        start = binary.read(4)
+        binary.seek(before)
+    else:
+        return None
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    return None
+
+
+class Lines:
+    """
+    The lines of a text, read in blocks; those since :attr:`keep` can be had again.
+
+    Attributes:
+        size: Lines that are read at once.
+        keep: The first line that may be asked for again.
+        has_undecoded: Whether a line may hold bytes that were not decoded.
+        count: The last line that was read.
+
+    Args:
+        leaves_undecoded: Whether there can be such bytes in the text.
+        before: The lines of the file that come before the text.
+    """
+
+    def __init__(
+        self, text: Any, *, leaves_undecoded: bool = False, before: int = 0
+    ) -> None:
+        self._text = iter(text)
+        self._blocks: deque[tuple[int, list[str]]] = deque()
+        self._failed: Exception | None = None
+        self._leaves_undecoded = leaves_undecoded
+        self._before = seen[0]
+        self.has_undecoded = False
+        self.size = 1
+        self.keep = before + 1
+        self.count = before
+
+    def since(self, line: int) -> Iterator[str]:
+        """
+        Yield the lines from *line* on: those read before, and what follows.
+
+        Raises:
+            LoadError: What follows cannot be read.
+        """
+        read = [
+            block[line - first :] if first < line else block
+            for first, block in self._blocks
+            if first + len(block) > line
+        ]
+        lines = chain.from_iterable(chain(read, self._more()))
+        # Those between are left out.
+        between = line - self.count - 1
+        return islice(lines, between, None) if between > 0 else lines
+
+    def between(self, line: int, end: int) -> list[str]:
+        """Return the lines from *line* to before *end*, which have been read."""
+        self._drop()
+        found: list[str] = []
+        for first, block in self._blocks:
+            if first >= end:
+                break
+            found += block[max(line - first, 0) : end - first]
+        return found
+
+    def skip(self) -> None:
+        """
+        Read what is left, and forget it.
+
+        Raises:
+            LoadError: It cannot be read.
+        """
+        self.size = 1_000
+        while self._next():
+            self.keep = self.count + 1
+
+    def _drop(self) -> None:
+        """Forget the blocks that nobody may ask for again."""
+        blocks = self._blocks
+        while blocks and blocks[0][0] + len(blocks[0][1]) <= self.keep:
+            blocks.popleft()
+
+    def _more(self) -> Iterator[Sequence[str]]:
+        while block := self._next():
+            yield block
+
+    def _next(self) -> list[str]:
+        if self._failed is not None:
+            raise self._unreadable(self._failed)
+        self._drop()
+        block: list[str] = []
+        try:
+            block.extend(islice(self._text, self.size))
+        except DAMAGED as error:
+            # The lines before are good ones.
+            self._failed = error
+            if not block:
+                raise self._unreadable(error) from error
+        if not block:
+            return block
+        # It may have been in another source.
+        self.has_undecoded = self._leaves_undecoded and self._before != seen[0]
+        self._blocks.append((self.count + 1, block))
+        self.count += len(block)
+        return block
+
+    def _unreadable(self, error: Exception) -> LoadError:
+        line = self.count + 1
+        if isinstance(error, UnicodeDecodeError):
+            return LoadError(
+                f"the source is not {error.encoding.upper()}, at or after line {line}: "
+                f"{error.reason}; say encoding= if it is another one, or errors='reject'"
+            )
+        return LoadError(f"the source cannot be read at line {line}: {said(error)}")
+
+
+def lines_of(
+    binary: Any,
+    encoding: str,
+    errors: str,
+    stack: ExitStack,
+    *,
+    is_ours: bool,
+    before: int = 0,
+) -> Lines:
+    """
+    Return the lines of bytes.
+
+    Args:
+        is_ours: Whether the file is closed with the stack; else its owner closes it.
+        before: The lines of the file that come before these bytes.
+
+    Raises:
+        LoadError: There is no such encoding.
+    """
+    handler = "tenure.undecoded" if errors == "reject" else errors
+    try:
+        codecs.lookup_error(handler)
+        text = io.TextIOWrapper(binary, encoding=encoding, errors=handler, newline="")
+    except LookupError as error:
+        raise LoadError(f"encoding and errors: {error}") from error
+    if is_ours:
+        stack.enter_context(text)
+    else:
+        stack.callback(text.detach)
+    leaves = errors == "reject"
+    return Lines(cast(Any, text), leaves_undecoded=leaves, before=before)

@@ -12,9 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import LoadError, said
-from .files import DAMAGED
+from .files import DAMAGED, Lines, marked_encoding
 from .records import Record
-from .text import Lines, is_undecoded, marked_encoding, undecoded
+from .undecoded import is_undecoded, undecoded
 
 
 class JsonLines:

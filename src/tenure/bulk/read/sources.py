@@ -12,14 +12,13 @@ from typing import Any, Self
 
 from ...errors import LoadError, said
 from .delimited import Delimited, limit
-from .files import DAMAGED, File, found, paths_in
+from .files import DAMAGED, File, Lines, found, lines_of, marked_encoding, paths_in
 from .json_files import Document, JsonLines
 from .options import ANYTHING, OF_CSV, OF_TEXT, Accepted, ReadOptions, check
 from .parquet import Parquet
 from .parts import Part
 from .pulled import Pulled
 from .records import Bad, Reader, Record, mapping
-from .text import Lines, lines_of, marked_encoding
 
 
 class Records:
@@ -74,7 +73,8 @@ class Records:
         self._part = source if isinstance(source, Part) else None
         #: Columns that the folders of a file name, and their values.
         self._constants: dict[str, str | None] = {}
-        check(options)
+        if options != ReadOptions():
+            check(options)
         try:
             self._rows = dropwhile(lambda each: each[0] < start, self._open(source))
         except BaseException:

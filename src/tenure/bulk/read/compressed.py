@@ -1,11 +1,33 @@
-"""Files that Zstandard has compressed. Needs the extra ``zstd``."""
+"""Compressed files; those of Zstandard need the extra ``zstd``."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import os
+from contextlib import ExitStack
 from typing import Any
 
 from ...errors import LoadError, said
+
+
+def decompressed(raw: Any, name: str, stack: ExitStack) -> Any:
+    """Return what a file holds, by the end of its name; an archive is left as it is."""
+    opened: Any
+    match os.path.splitext(name)[1].lower():
+        case ".gz":
+            opened = gzip.open(raw)  # noqa: SIM115  # the stack closes it
+        case ".bz2":
+            opened = bz2.open(raw)  # noqa: SIM115  # as above
+        case ".xz":
+            opened = lzma.open(raw)  # noqa: SIM115  # as above
+        case ".zst":
+            opened = io.BufferedReader(Zstandard(raw))
+        case _:
+            return raw
+    return stack.enter_context(opened)
 
 
 class Zstandard(io.RawIOBase):
