@@ -63,6 +63,7 @@ class TestOptions:
             "self": None,
             "reading": None,
             "source": "sources",
+            "executor": "workers",
             "progress": None,
             "update_fields": "update_field",
             "storage_options": "storage_option",

@@ -50,6 +50,7 @@ OPTIONAL = {
     ("engines.pair", "sqlalchemy.ext.asyncio"),
     # An extra.
     ("bulk.read.files", "fsspec"),
+    ("cli._workers", "dask.distributed"),
     ("bulk.read.compressed", "zstandard"),
     ("bulk.read.json_files", "ijson"),
     ("bulk.read.parquet", "pyarrow"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from asyncio import sleep
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from contextlib import nullcontext
+from functools import partial
 from inspect import isawaitable, signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
+from ..errors import LoadError
 from . import load as loads
-from . import read
+from . import read, workers
 from .collected import Scope
 from .core import Bulk
 from .lookup import Strategy
@@ -28,12 +30,16 @@ from .upsert import OnDuplicate
 from .write import OnConflict
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from os import PathLike
 
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from .load import Commit, LoadMissing, LoadReport, Progress, Source
     from .read import ReadKeywords, ReadOptions
+
+#: Where it is noted which parts of a load are done.
+PARTS_TABLE = "tenure_parts"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -171,6 +177,10 @@ class SessionBulk(Bulk):
         progress: Progress | None = None,
         dry_run: bool = False,
         start: int = 1,
+        executor: Executor | None = None,
+        parts: int | None = None,
+        resume: LoadReport | str | None = None,
+        parts_table: str = PARTS_TABLE,
         **reading: Unpack[ReadKeywords],
     ) -> LoadReport:
         """
@@ -204,6 +214,15 @@ class SessionBulk(Bulk):
             start: The line (of rows without lines: the number; of several files:
                 counted through) to begin with: ``report.resume`` of a load that was
                 cut short.
+            executor: Workers that share the load: any executor of
+                ``concurrent.futures``, or one like these, as Dask's
+                ``client.get_executor()``. They read and validate parts of the files;
+                with ``commit="part"`` each also writes and commits its own.
+            parts: How many parts the source is cut into; without it their size is
+                chosen, for *commit* ``"part"`` about 8 MB.
+            resume: The report, or the ``load_id``, of a load with ``commit="part"``
+                that was cut short: the parts that are not done are loaded.
+            parts_table: The table in which parts that are done are noted; it is made.
             reading: How the source is read; see ``ReadKeywords``.
 
         Raises:
@@ -225,7 +244,8 @@ class SessionBulk(Bulk):
             start=start,
             reading=_read_options(reading),
         )
-        return self._do(loads.load, source, into, options)
+        work = _work(commit, executor, parts, resume, parts_table, is_async=False)
+        return self._do(work, source, into, options)
 
 
 def _awaited(
@@ -289,6 +309,10 @@ class AsyncSessionBulk(Bulk):
         progress: Progress | None = None,
         dry_run: bool = False,
         start: int = 1,
+        executor: Executor | None = None,
+        parts: int | None = None,
+        resume: LoadReport | str | None = None,
+        parts_table: str = PARTS_TABLE,
         **reading: Unpack[ReadKeywords],
     ) -> LoadReport:
         """
@@ -318,9 +342,10 @@ class AsyncSessionBulk(Bulk):
                 start=start,
                 reading=_read_options(reading),
             )
+            work = _work(commit, executor, parts, resume, parts_table, is_async=True)
             report = await self.session.run_sync(
                 lambda _: self._do(
-                    loads.load, pulled or source, into, options, _let_others_run
+                    work, pulled or source, into, options, _let_others_run
                 )
             )
             if pulled is not None:
@@ -332,6 +357,39 @@ def _read_options(reading: ReadKeywords) -> ReadOptions:
     for name in reading.keys() - set(read.ReadOptions.__slots__):
         raise TypeError(f"load() got an unexpected keyword argument {name!r}")
     return read.ReadOptions(**reading)
+
+
+def _work(
+    commit: str,
+    executor: Any,
+    parts: int | None,
+    resume: Any,
+    parts_table: str,
+    *,
+    is_async: bool,
+) -> Callable[..., LoadReport]:
+    """Return what loads, over workers or not."""
+    if executor is not None:
+        sharing = workers.Sharing(
+            executor=executor,
+            parts=parts,
+            resume=resume,
+            parts_table=parts_table,
+            waits=workers.let_others_run if is_async else workers.wait_for,
+        )
+        return partial(workers.load_shared, sharing=sharing)
+    for wanted, is_said in (
+        ("commit='part'", commit == "part"),
+        ("parts", parts is not None),
+        ("resume", resume is not None),
+        ("parts_table", parts_table != PARTS_TABLE),
+    ):
+        if is_said:
+            raise LoadError(
+                f"{wanted} is for loads over workers; say executor= as well, such as "
+                f"a ProcessPoolExecutor"
+            )
+    return loads.load
 
 
 def _let_others_run(answer: object) -> None:

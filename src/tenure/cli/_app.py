@@ -42,6 +42,7 @@ class OnConflict(StrEnum):
 class Commit(StrEnum):
     once = "once"
     batch = "batch"
+    part = "part"
 
 
 class Format(StrEnum):
@@ -187,7 +188,10 @@ def load(
         int, typer.Option(min=1, metavar="N", help="Rows for each statement.")
     ] = 10_000,
     commit: Annotated[
-        Commit, typer.Option(help="Commit at the end, or after each batch.")
+        Commit,
+        typer.Option(
+            help="Commit at the end, after each batch, or by each worker: its part."
+        ),
     ] = Commit.once,
     start: Annotated[
         int,
@@ -198,6 +202,43 @@ def load(
             "Of several files lines are counted through.",
         ),
     ] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Processes of this machine that share the load: they validate, and "
+            "with --commit part also write.",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The same by a cluster of Dask: tcp://scheduler:8786. Its workers need "
+            "tenure, the model and the files.",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many parts the files are cut into for them."
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Load the parts that are not done of a load with --commit part that "
+            "failed; it says which.",
+        ),
+    ] = None,
+    parts_table: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The table that says which parts are done; it is made."
+        ),
+    ] = "tenure_parts",
     format: Annotated[
         Format | None,
         typer.Option(
@@ -316,6 +357,11 @@ def load(
         into,
         url,
         create_tables=create_tables,
+        workers=workers,
+        dask=dask,
+        parts=parts,
+        resume=resume,
+        parts_table=parts_table,
         on_missing=on_missing.value,
         on_conflict=on_conflict.value,
         update_fields=update_field,

@@ -20,8 +20,9 @@ from ._load import Job
 from ._mistake import Mistake
 from ._model import imported, place_of
 from ._progress import Bar
-from ._report import text_of
+from ._report import left_of, text_of
 from ._signals import interruptible
+from ._workers import executor
 
 # The options that messages name.
 _NAMED = "delimiter|encoding|errors|format|header|ignore|path|skip_rows"
@@ -46,18 +47,24 @@ class Command:
         url: str,
         *,
         create_tables: bool,
+        workers: int | None,
+        dask: str | None,
         **options: Any,
     ) -> int:
         """Load and print; give the exit code."""
         error = None
         try:
-            with interruptible() as interrupts, self._shown():
+            with (
+                interruptible() as interrupts,
+                executor(workers, dask) as shared,
+                self._shown(),
+            ):
                 job = Job(
                     sources,
                     imported(into),
                     url,
                     create_tables,
-                    {**options, "progress": self._progress},
+                    {**options, "progress": self._progress, "executor": shared},
                 )
                 self.report = job.run(interrupts)
             self.is_complete = True
@@ -89,6 +96,9 @@ class Command:
 
     def _failure(self, error: BaseException) -> tuple[int, str] | None:
         """Return the exit code for *error*, and what to say; none for a bug of ours."""
+        its = getattr(error, "report", None)
+        if isinstance(its, LoadReport) and its.load_id is not None:
+            self.report = its
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED, f"interrupted; {self._kept()}"
         if isinstance(error, RejectedRowsError):
@@ -103,6 +113,8 @@ class Command:
             return (IN_PART, f"{text}; {self._kept()}") if kept else (USAGE, text)
         if isinstance(error, (SQLAlchemyError, OSError)):
             notes = [note.removeprefix("load: ") for note in _notes(error)]
+            if self.report is not None and self.report.load_id is not None:
+                notes = [left_of(self.report)]
             text = said(error)
             if isinstance(error, OSError) and error.filename is not None:
                 text = f"cannot write {error.filename!r}: {error.strerror}"
@@ -115,6 +127,8 @@ class Command:
 
     def _kept(self) -> str:
         report = self.report
+        if report is not None and report.load_id is not None:
+            return left_of(report)
         if report is not None and report.kept:
             return (
                 f"{report.kept:,} rows were kept; continue with --start {report.resume}"

@@ -129,6 +129,8 @@ class Job:
                 raise Mistake(
                     f"the tables could not be created: {said(error)}"
                 ) from error
+            if self.options.get("commit") == "part":
+                session.commit()  # for workers to see them
             return
         there = inspect(connection)
         missing = [

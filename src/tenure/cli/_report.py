@@ -34,9 +34,21 @@ def text_of(report: LoadReport, *, rejects: str | None) -> Iterator[str]:
     if report.dry_run:
         yield ""
         yield "dry run: nothing was written"
+    elif report.load_id is not None and not report.committed:
+        yield ""
+        yield left_of(report)
     elif report.resume is not None and report.kept:
         yield ""
         yield f"all before line {report.resume:,} is kept; continue with --start there"
+
+
+def left_of(report: LoadReport) -> str:
+    """Return what is done of a load by parts, and how to go on with it."""
+    done = sum(part.done for part in report.parts)
+    return (
+        f"{done} of its parts are committed, with {report.kept:,} rows; load the others "
+        f"with the same options and --resume {report.load_id}"
+    )
 
 
 def _counts(report: LoadReport) -> Iterator[str]:

@@ -149,6 +149,15 @@ class DatabaseManager(Mapping[str, URL]):
                     return alias
         return None
 
+    def recipe(self, engine: object) -> dict[str, Any] | None:
+        """
+        Return what makes the database of *engine* in another process, if that is known.
+
+        Of an engine that was passed in nobody knows how it was made.
+        """
+        alias = self.alias_of(engine)
+        return None if alias is None else self._pairs[alias].recipe
+
     def made(self) -> Iterator[Engine]:
         """Yield the engines made so far; for an async one, the sync engine inside it."""
         for pair in self._pairs.values():

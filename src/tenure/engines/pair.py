@@ -112,6 +112,18 @@ class Pair:
         )
         self.options = self._merged(self.options, own)
 
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """What makes it again, as a manager is told; ``None`` for engines passed in."""
+        if self.given_engines:
+            return None
+        urls = {"url": self.url, "async_url": self.async_url}
+        return {
+            **{name: url for name, url in urls.items() if url is not None},
+            "engine_options": dict(self.options),
+            "async_engine_options": dict(self.async_options),
+        }
+
     def _mapping(self, name: str, given: Any) -> Mapping[str, Any]:
         if not isinstance(given, Mapping):
             raise self._wrong(f"{name!r} is a mapping of options, not {given!r}")

@@ -5,26 +5,41 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy
 
 if TYPE_CHECKING:
-    from .link import LoadMissing
+    from .layout import Layouts
+    from .link import LoadMissing, is_kin, named_by
     from .loader import Commit, LoadOptions, Progress, Source, load
-    from .report import LoadReport, Reject
+    from .prepared import Validated, validated
+    from .report import LoadReport, PartReport, ReferenceCount, Reject, RejectsFile
 
 __all__ = [
     "Commit",
+    "Layouts",
     "LoadMissing",
     "LoadOptions",
     "LoadReport",
+    "PartReport",
     "Progress",
+    "ReferenceCount",
     "Reject",
+    "RejectsFile",
     "Source",
+    "Validated",
+    "is_kin",
     "load",
+    "named_by",
+    "validated",
 ]
 
 __getattr__ = lazy(
     __name__,
     {
-        ".link": ("LoadMissing",),
+        ".layout": ("Layouts",),
+        ".link": ("LoadMissing", "is_kin", "named_by"),
         ".loader": ("Commit", "LoadOptions", "Progress", "Source", "load"),
-        ".report": ("LoadReport", "Reject"),
+        ".prepared": ("Validated", "validated"),
+        ".report": (
+            *("LoadReport", "PartReport", "ReferenceCount", "Reject"),
+            "RejectsFile",
+        ),
     },
 )

@@ -33,7 +33,7 @@ from .layout import Layouts, Rows
 from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
 from .prepared import Ahead, Prepared, received
-from .report import Clock, LoadReport, Rejects, RejectsFile
+from .report import Clock, LoadReport, Rejected, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
 from .validate import Checker, RowValidator
 
@@ -158,6 +158,10 @@ def _engine_of(session: Session, mapper: Mapper[Any]) -> Engine:
     return session.get_bind(mapper, clause=insert(mapper)).engine
 
 
+def _line_of(rejected: Rejected) -> int:
+    return rejected[0][0]
+
+
 class _Loader:
     """One load: what was asked for, and how far it is."""
 
@@ -215,13 +219,15 @@ class _Loader:
 
     def _ahead(self, size: int) -> Ahead | None:
         """Return what prepares a batch while the database writes the one before."""
+        bind = _engine_of(self.session, self.mapper)
+        # Code of a program may use the session, what is no file may be long in coming,
+        # and an event loop cannot wait. The others ask again after writing.
         is_file = bool(self.records.paths and self.records.total)
-        # Code of a program may use the session, and what is no file may be long in
-        # coming. The others ask for references once more after writing.
-        can_wait = self.is_elsewhere or (self.validator.calls_nobody and is_file)
-        if not can_wait or self.creator is not None or self.in_order is not None:
-            return None
-        if not can_copy(_engine_of(self.session, self.mapper)):
+        can_wait = is_file and self.validator.calls_nobody
+        if self.is_elsewhere:
+            can_wait = not bind.dialect.is_async
+        asks_again = self.creator is not None or self.in_order is not None
+        if not can_wait or asks_again or not can_copy(bind):
             return None
         ahead = Ahead(partial(self._prepare_next, size))
         self.writer.meanwhile = ahead.prepare
@@ -265,7 +271,7 @@ class _Loader:
     @property
     def waits(self) -> bool:
         """Whether rows were put aside."""
-        return self.in_order is not None and bool(self.in_order.aside)
+        return bool(self.in_order and self.in_order.aside)
 
     def _batches(self, size: int) -> Iterator[None]:
         """Load batch by batch: those of the source, then what was put aside."""
@@ -350,7 +356,7 @@ class _Loader:
     def _prepare_next(self, size: int) -> Prepared | None:
         if self.is_elsewhere:
             with self.timed("read"):
-                found = self.records.take_validated()
+                found = self.records.take_validated(size)
             with self.timed("resolve"):
                 return None if found is None else received(self, *found)
         with self.timed("read"), self._undisturbed("the source"):
@@ -386,7 +392,7 @@ class _Loader:
     def linked(self, prepared: Prepared) -> list[Rows]:
         """Reject what is not valid, and look up what the other rows name."""
         self.rejects.lines.clear()
-        self.rejects.add_all(prepared.rejected)
+        self.rejects.add_all(sorted(prepared.rejected, key=_line_of))
         with self.timed("resolve"):
             self.linker.look_up()
         return prepared.batches

@@ -7,8 +7,9 @@ the records: one that the rejects file needs is read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 from ...references import Registry
@@ -87,7 +88,67 @@ class Validated:
     rows: list[ValidRows]
     #: The line, field, reason and message of rejected rows, and what else is wrong.
     rejected: list[tuple[int, str, str, str, tuple[Problem, ...]]]
-    guesses: list[str] = field(default_factory=list)
+    #: The first row that gives nothing the model knows.
+    first_empty: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def split(self, size: int) -> tuple[Validated, Validated]:
+        """Return the first *size* records, and the others."""
+        end = self.lines[size]
+        cuts = [bisect_left(each.lines, end) for each in self.rows]
+        parts = []
+        for is_first in (True, False):
+            of = [slice(cut) if is_first else slice(cut, None) for cut in cuts]
+            rows = [
+                ValidRows(
+                    each.layout,
+                    each.lines[cut],
+                    [values[cut] for values in each.fields],
+                )
+                for each, cut in zip(self.rows, of, strict=True)
+            ]
+            parts.append(
+                Validated(
+                    self.lines[:size] if is_first else self.lines[size:],
+                    [each for each in rows if each.lines],
+                    [each for each in self.rejected if (each[0] < end) is is_first],
+                    self.first_empty,
+                )
+            )
+        return parts[0], parts[1]
+
+    def joined(self, others: Iterable[Validated]) -> Validated:
+        """Return these records, and those of *others* after them."""
+        joined = self
+        for other in others:
+            joined = joined._with(other)
+        return joined
+
+    def _with(self, other: Validated) -> Validated:
+        rows = {each.layout: each for each in self.rows}
+        for each in other.rows:
+            mine = rows.get(each.layout)
+            rows[each.layout] = (
+                each
+                if mine is None
+                else ValidRows(
+                    each.layout,
+                    [*mine.lines, *each.lines],
+                    [
+                        [*first, *second]
+                        for first, second in zip(mine.fields, each.fields, strict=True)
+                    ],
+                )
+            )
+        empty = self.first_empty
+        return Validated(
+            [*self.lines, *other.lines],
+            list(rows.values()),
+            self.rejected + other.rejected,
+            other.first_empty if empty is None else empty,
+        )
 
 
 def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validated]:
@@ -99,7 +160,6 @@ def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validat
     )
     checker = Checker(records, layouts, rejects, validator)
     while taken := records.take(size):
-        told = len(report.guesses)
         with registering_with(Registry()), rejects.held() as rejected:
             batches = checker.rows(taken)
             lines = [line for line, _ in taken]
@@ -117,7 +177,7 @@ def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validat
             lines,
             rows,
             [(each[0][0], *each[1:]) for each in rejected],
-            report.guesses[told:],
+            checker.first_empty,
         )
 
 
@@ -131,8 +191,10 @@ class Supply(Protocol):
 
     position: int
 
-    def take_validated(self) -> tuple[Validated, Callable[[int], Any]] | None:
-        """Return the next batch, and what reads the row of a line of it again."""
+    def take_validated(
+        self, size: int
+    ) -> tuple[Validated, Callable[[int], Any]] | None:
+        """Return the next *size* records, and what reads the row of a line again."""
 
 
 def received(loader: Any, batch: Validated, row_of: Callable[[int], Any]) -> Prepared:
@@ -157,9 +219,8 @@ def received(loader: Any, batch: Validated, row_of: Callable[[int], Any]) -> Pre
         linker.make(rows, loader.validator)
     for line, name, reason, message, more in batch.rejected:
         rejected.append((_distant(line, row_of), name, reason, message, more))
-    rejected.sort(key=lambda each: each[0][0])
-    guesses = loader.report.guesses
-    guesses += [guess for guess in batch.guesses if guess not in guesses]
+    if batch.first_empty is not None:
+        loader.checker.note_empty(batch.first_empty)
     records = _Distant(batch.lines, row_of)
     return Prepared(records, rows, rejected, loader.records.position)
 

@@ -11,7 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
@@ -95,6 +95,18 @@ class Reject:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """A part of a source that a worker loads in a transaction of its own."""
+
+    number: int
+    file: str
+    #: The lines of the file before it.
+    after_line: int
+    rows: int = 0
+    done: bool = False
+
+
 @dataclass(slots=True)
 class LoadReport:
     """
@@ -132,6 +144,9 @@ class LoadReport:
     reasons: Counter[str] = field(default_factory=Counter)
     #: What was taken for granted about the source, and how to say otherwise.
     guesses: list[str] = field(default_factory=list)
+    #: With ``commit="part"``: what ``resume=`` goes on with, and the parts so far.
+    load_id: str | None = None
+    parts: list[PartReport] = field(default_factory=list)
     #: The first rejected rows; the rejects file has all.
     rejects: list[Reject] = field(default_factory=list)
 
@@ -206,6 +221,8 @@ class LoadReport:
             "resume": self.resume,
             "dry_run": self.dry_run,
             "guesses": self.guesses,
+            "load_id": self.load_id,
+            "parts": [asdict(part) for part in self.parts],
         }
 
 
@@ -309,6 +326,13 @@ class RejectsFile:
         if self.is_given:
             with self._named():
                 self._file.write(json.dumps(reject.as_dict(), default=str) + "\n")
+
+    def write_all(self, text: str) -> None:
+        """Write rows that another file has got, and flush."""
+        if self.is_given and text:
+            with self._named():
+                self._file.write(text)
+        self.flush()
 
     def flush(self) -> None:
         """Flush the file, if this load opened it."""

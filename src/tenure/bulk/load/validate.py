@@ -267,7 +267,8 @@ class Checker:
             self.header is not None or layouts.is_open or validator.refuses_unknown
         )
         self._seen: set[tuple[str, ...]] = set()
-        self._has_empty = False
+        #: The first row that gave nothing the model knows.
+        self.first_empty: int | None = None
         if self.header is None:
             # Without any key no row can be written.
             layouts.of(layouts.into.model_fields)
@@ -288,8 +289,7 @@ class Checker:
             checked = self.columns.validate(rows, self.names)
         if checked is None:
             return self._by_row(records, rows)
-        for n in sorted(checked.wrong):
-            first, *more = checked.wrong[n]
+        for n, (first, *more) in sorted(checked.wrong.items()):
             self.rejects.add(records[n], *first, tuple(more))
         if len(checked.wrong) == len(records):
             return []
@@ -300,7 +300,7 @@ class Checker:
                 self.rejects.add(records[n], "", "key", str(error))
             return []
         if not checked.given:
-            self._note_empty(records[0])
+            self.note_empty(records[0][0])
         if not layout.fields:
             for n in set(range(len(records))) - set(checked.wrong):
                 self._reject_empty(records[n])
@@ -357,7 +357,7 @@ class Checker:
                 self._reject_empty(record)
                 continue
             if not names:
-                self._note_empty(record)
+                self.note_empty(record[0])
             if its not in found:
                 found[its] = [], []
             kept, taken = found[its]
@@ -406,18 +406,18 @@ class Checker:
             else:
                 yield record, valid
 
-    def _note_empty(self, record: Record) -> None:
+    def note_empty(self, line: int) -> None:
         """Say once that rows give nothing the model knows, and what became of them."""
-        if not self._has_empty:
-            self._has_empty = True
-            self.rejects.report.guesses.append(
-                f"some rows, the first in {self.rejects.records.named(record[0])}, give "
-                f"none of the fields of {self.layouts.into.__name__}; they were taken for rows of defaults"
+        if self.first_empty is None:
+            self.first_empty, rejects = line, self.rejects
+            rejects.report.guesses.append(
+                f"some rows, the first in {rejects.records.named(line)}, give none of the "
+                f"fields of {self.layouts.into.__name__}; they were taken for rows of defaults"
             )
 
     def _reject_empty(self, record: Record) -> None:
-        model = self.layouts.into.__name__
-        self.rejects.add(record, "", "columns", f"none of the fields of {model}")
+        message = f"none of the fields of {self.layouts.into.__name__}"
+        self.rejects.add(record, "", "columns", message)
 
     def _layout(self, given: set[str], values: dict[str, Any]) -> Layout:
         """Return the layout of one row: what is set, and what the model has filled."""
@@ -439,9 +439,9 @@ class Checker:
         names = tuple(from_json(record[1]) if self.json else record[1])
         if names in self._seen:
             return True
-        for name in self.layouts.unknown(names):
-            if name in self.ignored:
-                continue
+        unknown = (n for n in self.layouts.unknown(names) if n not in self.ignored)
+        name = next(unknown, None)
+        if name is not None:
             message = f"unknown field {name!r}"
             self.rejects.add(record, name, "extra_forbidden", message)
             return False

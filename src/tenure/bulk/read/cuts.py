@@ -50,6 +50,9 @@ class Parts:
         total: Size in bytes as stored, 0 if unknown.
         paths: The files that it consists of, and the archives that these are in.
         guesses: What was taken for granted so far, and how to say otherwise.
+        size: The bytes that a part has about.
+        place: Gives the file of a line, if there are several, and the line in it.
+        named: Gives a line as messages name it.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Parts:
         if paths_in(source) is None:
             _refuse(source, options)
         self._options = options
-        self._size = size
+        self.size = size
         self._count = 0
         self._records = Records(source, options, accepted=accepted)
         try:
@@ -74,6 +77,8 @@ class Parts:
         self.total = self._records.total
         self.paths = self._records.paths
         self.guesses = self._records.guesses
+        self.place = self._records.place
+        self.named = self._records.named
         self._parts = self._cut(self._records.files)
 
     def __enter__(self) -> Self:
@@ -100,7 +105,7 @@ class Parts:
                     f"{file.name!r} cannot be cut into parts: it is no file that can be "
                     f"opened again; write what it gives to a file"
                 )
-        if len(files) == 1 and files[0].size > self._size:
+        if len(files) == 1 and files[0].size > self.size:
             why = self._why_whole(files[0])
             if why is not None:
                 raise LoadError(f"{files[0].name!r} cannot be cut into parts: {why}")
@@ -146,7 +151,7 @@ class Parts:
             for number, file in enumerate(files):
                 if number:
                     self._records.go_to(file, before)
-                if file.size > self._size and self._why_whole(file) is None:
+                if file.size > self.size and self._why_whole(file) is None:
                     before += yield from self._parts_of(file, before)
                     continue
                 yield self._part(file, before)
@@ -176,14 +181,14 @@ class Parts:
         """Yield the parts of a file; return how many lines it has."""
         reader = self._records.reader
         if isinstance(reader, Parquet):
-            for groups in _groups(reader.sizes, self._size):
+            for groups in _groups(reader.sizes, self.size):
                 size = sum(reader.sizes[group] for group in groups)
                 yield self._part(file, before, groups=groups, size=size)
             return reader.end
         start = lines = 0
         with self._records.naming(file), ExitStack() as stack:
             text = self._text(file.opened(stack)[0])
-            for stop, after in text.cuts(self._size, file.size):
+            for stop, after in text.cuts(self.size, file.size):
                 size = stop - start
                 yield self._part(
                     file, before, lines=lines, start=start, stop=stop, size=size

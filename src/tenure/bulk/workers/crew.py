@@ -1,0 +1,241 @@
+"""Giving work to an executor: what becomes of it, whoever of the workers dies."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import pickle
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sized
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy.util import await_only
+
+from ...errors import LoadError, said
+
+
+class Job(Protocol):
+    """
+    What a worker does: it is sent there, called, and its result sent back.
+
+    Attributes:
+        number: Its place among all of them.
+        name: What messages call it.
+        needs: The modules that a worker has to have.
+    """
+
+    number: int
+    name: str
+    needs: str
+
+    def __call__(self) -> Any:
+        """Do it."""
+
+
+Waits = Callable[[Collection["Future[bytes]"]], None]
+
+
+def wait_for(futures: Collection[Future[bytes]]) -> None:
+    """Wait until one of *futures* is done."""
+    wait(futures, return_when=FIRST_COMPLETED)
+
+
+def let_others_run(futures: Collection[Future[bytes]]) -> None:
+    """Wait until one of *futures* is done, in a greenlet: the event loop runs."""
+    await_only(_one_of(futures))
+
+
+async def _one_of(futures: Collection[Future[bytes]]) -> None:
+    loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: Future[bytes]) -> None:
+        # It may be the last one, in a thread that knows no loop.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(is_done.set)
+
+    for future in futures:
+        future.add_done_callback(tell)
+    await is_done.wait()
+
+
+class _Given(NamedTuple):
+    job: Job
+    sent: bytes
+
+
+def run(sent: bytes) -> bytes:
+    """Do a job in a worker; its result and its error are sent alike."""
+    outcome: tuple[Any, Exception | None]
+    try:
+        outcome = pickle.loads(sent)(), None  # noqa: S301  # the caller wrote it
+    except Exception as error:  # noqa: BLE001  # the caller raises it
+        outcome = None, _sendable(error)
+    return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return *error*, or what can be sent of it."""
+    error = error.with_traceback(None)
+    error.__cause__ = error.__context__ = None
+    with suppress(Exception):
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # we wrote it
+        return error
+    return LoadError(f"{type(error).__name__}: {said(error)}")
+
+
+class Crew:
+    """
+    The workers of an executor.
+
+    Of a worker that dies, the job is done once more, by itself: the others that an
+    executor gives up with it are not to blame. An executor that does nothing any more
+    is replaced by processes of this machine.
+
+    Args:
+        executor: Anything with the ``submit()`` of ``concurrent.futures``.
+        waits: Waits until one of some futures is done.
+    """
+
+    def __init__(self, executor: Executor, waits: Waits) -> None:
+        self._executor = executor
+        self._own: ProcessPoolExecutor | None = None
+        self._waits = waits
+        self._waiting: dict[Future[bytes], _Given] = {}
+        self._lost: deque[tuple[_Given, BaseException]] = deque()
+        self._has_given = False
+
+    def results(
+        self, jobs: Iterator[Any], *, at_once: int, held: Sized = ()
+    ) -> Iterator[tuple[Any, Any]]:
+        """
+        Yield jobs (:class:`Job`) as they are done, each with its result.
+
+        Args:
+            at_once: How many of them may be under way, or among *held*.
+
+        Raises:
+            LoadError: One cannot be done by any worker.
+            Exception: What a job has raised.
+        """
+        left: Iterator[Any] | None = jobs
+        while True:
+            while left is not None and len(self._waiting) + len(held) < at_once:
+                job = next(left, None)
+                if job is None:
+                    left = None
+                else:
+                    self._give(_Given(job, _pickled(job)))
+            if not self._waiting and not self._lost:
+                return
+            if not self._lost:
+                self._waits(self._waiting.keys())
+            for future in [future for future in self._waiting if future.done()]:
+                given = self._waiting.pop(future)
+                lost = _lost(future)
+                if lost is None:
+                    yield given.job, _result(future)
+                else:
+                    self._lost.append((given, lost))
+            while self._lost:
+                given, lost = self._lost.popleft()
+                yield given.job, self._once_more(given, lost)
+
+    def in_order(
+        self, jobs: Iterator[Any], *, at_once: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield the same in the order of their numbers, which begin with 0."""
+        done: dict[int, tuple[Any, Any]] = {}
+        wanted = 0
+        for job, result in self.results(jobs, at_once=at_once, held=done):
+            done[job.number] = job, result
+            while wanted in done:
+                yield done.pop(wanted)
+                wanted += 1
+
+    def _give(self, given: _Given) -> None:
+        try:
+            future = self._executor.submit(run, given.sent)
+        except Exception as error:
+            if not self._has_given:
+                raise LoadError(
+                    f"the executor takes no work: {said(error)}; pass another one"
+                ) from error
+            # It broke: those under way say so as well, and are done first.
+            self._lost.append((given, error))
+        else:
+            self._has_given = True
+            self._waiting[future] = given
+
+    def _once_more(self, given: _Given, lost: BaseException) -> Any:
+        try:
+            future = self._executor.submit(run, given.sent)
+        except Exception:  # noqa: BLE001  # each executor has an error of its own
+            self._replace()
+            future = self._executor.submit(run, given.sent)
+        self._waiting[future] = given
+        self._waits([future])
+        del self._waiting[future]
+        again = _lost(future)
+        if again is None:
+            return _result(future)
+        raise LoadError(
+            f"{given.job.name} was given to a worker twice, and both times it did not "
+            f"come back: {type(again).__name__}: {said(again)}; a worker needs tenure, "
+            f"the driver of the database, {given.job.needs}, and memory for a part"
+        ) from lost
+
+    def _replace(self) -> None:
+        if self._own is not None:
+            self._own.shutdown(wait=False, cancel_futures=True)
+        self._own = self._executor = processes(None)
+
+    def close(self) -> None:
+        """Give up what is not begun, and wait for what is."""
+        under_way = [f for f in self._waiting if not f.cancel()]
+        self._waiting.clear()
+        try:
+            while under_way := [f for f in under_way if not f.done()]:
+                self._waits(under_way)
+        finally:
+            if self._own is not None:
+                self._own.shutdown(wait=False, cancel_futures=True)
+
+
+def processes(count: int | None) -> ProcessPoolExecutor:
+    """Return *count* processes of this machine, as many as it has cores if ``None``."""
+    # A fork would take locks and connections along.
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+
+
+def _pickled(job: Job) -> bytes:
+    try:
+        return pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise LoadError(
+            f"{job.name} cannot be sent to a worker: {said(error)}; define models, and "
+            f"the functions they use, at the top of a module that workers can import"
+        ) from error
+
+
+def _lost(future: Future[bytes]) -> BaseException | None:
+    """Return why there is no outcome, if there is none."""
+    try:
+        return future.exception()
+    except CancelledError as error:
+        return error
+
+
+def _result(future: Future[bytes]) -> Any:
+    result, error = pickle.loads(future.result())  # noqa: S301  # a worker of ours wrote it
+    if error is not None:
+        raise error
+    return result

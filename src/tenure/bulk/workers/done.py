@@ -1,0 +1,184 @@
+"""The table that says which parts of a load are done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.orm import Session
+
+from ...errors import LoadError
+from ..load import LoadReport
+from .reports import report_of, text_of
+
+#: The number of the row of the load itself.
+_LOAD = -1
+_WANTED = "wanted"
+_GIVEN_UP = "given up"
+
+
+@dataclass(frozen=True)
+class Done:
+    """
+    What is known of the parts of one load.
+
+    A part's row is inserted when it is begun, and committed with the rows of the part. So
+    nobody loads a part twice, whatever became of the answer to a commit.
+
+    Args:
+        load_id: The load.
+        table_name: The table, with its schema before a dot if it has one.
+    """
+
+    load_id: str
+    table_name: str
+
+    @cached_property
+    def table(self) -> Table:
+        """The table; each row is a part of a load."""
+        schema, _, name = self.table_name.rpartition(".")
+        long = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
+        return Table(
+            name,
+            MetaData(schema=schema or None),
+            Column("load_id", String(32), primary_key=True),
+            Column("part", Integer, primary_key=True, autoincrement=False),
+            Column("report", long),
+            Column("rejects", long),
+        )
+
+    def __getstate__(self) -> tuple[str, str]:
+        return self.load_id, self.table_name
+
+    def __setstate__(self, state: tuple[str, str]) -> None:
+        for name, value in zip(("load_id", "table_name"), state, strict=True):
+            object.__setattr__(self, name, value)
+
+    # By the caller
+
+    def begin(self, engine: Engine, about: dict[str, Any]) -> None:
+        """Make the table, if it is not there, and the row of a new load."""
+        self.table.create(engine, checkfirst=True)
+        values = self.begun(_LOAD) | {"report": json.dumps(about), "rejects": _WANTED}
+        with engine.begin() as connection:
+            connection.execute(insert(self.table).values(values))
+
+    def go_on(
+        self, engine: Engine, about: dict[str, Any]
+    ) -> dict[int, tuple[LoadReport, str]]:
+        """
+        Go on with a load that was cut short; return what each part that is done gave.
+
+        Raises:
+            LoadError: There is no such load, or it was another one.
+        """
+        self.table.create(engine, checkfirst=True)
+        with engine.begin() as connection:
+            rows = self._rows(connection)
+            if _LOAD not in rows:
+                raise LoadError(
+                    f"the table {self.table_name!r} knows no load {self.load_id!r}: it "
+                    f"is complete, or its table has another name (parts_table=)"
+                )
+            before = json.loads(rows.pop(_LOAD)[0])
+            changed = [name for name in about if before.get(name) != about[name]]
+            if changed:
+                raise LoadError(
+                    f"the load {self.load_id!r} cannot go on: "
+                    + ", ".join(
+                        f"{name} was {before.get(name)!r} and is {about[name]!r}"
+                        for name in changed
+                    )
+                )
+            connection.execute(self._of_load().values(rejects=_WANTED))
+        return _read(rows)
+
+    def committed(self, engine: Engine) -> dict[int, tuple[LoadReport, str]]:
+        """Return what each part that is done gave."""
+        with engine.begin() as connection:
+            rows = self._rows(connection)
+        rows.pop(_LOAD, None)
+        return _read(rows)
+
+    def _rows(self, connection: Connection) -> dict[int, tuple[str, str]]:
+        table = self.table
+        statement = select(table.c.part, table.c.report, table.c.rejects)
+        found = connection.execute(statement.where(table.c.load_id == self.load_id))
+        return {part: (report, rejects) for part, report, rejects in found}
+
+    def give_up(self, engine: Engine) -> None:
+        """Tell workers that are at it not to commit."""
+        with engine.begin() as connection:
+            connection.execute(self._of_load().values(rejects=_GIVEN_UP))
+
+    def end(self, engine: Engine) -> None:
+        """Forget the load: all its parts are done."""
+        with engine.begin() as connection:
+            mine = self.table.c.load_id == self.load_id
+            connection.execute(delete(self.table).where(mine))
+
+    def _of_load(self) -> Any:
+        table = self.table
+        return update(table).where(
+            table.c.load_id == self.load_id, table.c.part == _LOAD
+        )
+
+    # By workers
+
+    def begun(self, number: int) -> dict[str, Any]:
+        """Return the row of a part."""
+        return {"load_id": self.load_id, "part": number}
+
+    def found(self, session: Session, number: int) -> tuple[LoadReport, str] | None:
+        """Return what a part that is done gave: its report and its rejected rows."""
+        table = self.table
+        statement = select(table.c.report, table.c.rejects).where(
+            table.c.load_id == self.load_id, table.c.part == number
+        )
+        row = session.execute(statement).one_or_none()
+        return None if row is None else (report_of(row[0]), row[1] or "")
+
+    def note(
+        self, session: Session, number: int, report: LoadReport, rejects: str
+    ) -> None:
+        """Note in the transaction of a part that it is done."""
+        table = self.table
+        session.execute(
+            update(table)
+            .where(table.c.load_id == self.load_id, table.c.part == number)
+            .values(report=text_of(report), rejects=rejects)
+        )
+
+    def is_wanted(self, connection: Connection) -> bool:
+        """Whether the load has not been given up."""
+        table = self.table
+        state = connection.execute(
+            select(table.c.rejects).where(
+                table.c.load_id == self.load_id, table.c.part == _LOAD
+            )
+        ).scalar()
+        return bool(state == _WANTED)
+
+
+def _read(rows: dict[int, tuple[str, str]]) -> dict[int, tuple[LoadReport, str]]:
+    return {
+        part: (report_of(report), rejects or "")
+        for part, (report, rejects) in rows.items()
+    }

@@ -1,0 +1,221 @@
+"""What workers do with a part of a source."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from ...engines import DatabaseManager
+from ...errors import LoadError, RejectedRowsError
+from ...mapping import mapper_of
+from ...models import entity_of, spec_of
+from ..load import Layouts, LoadOptions, LoadReport, Validated, load, validated
+from ..read import Part, ReadOptions, Records
+from .done import Done
+
+#: Seconds after which a worker asks again whether its load goes on.
+_ASKED_AGAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Into:
+    """The model of rows, as workers find it again."""
+
+    given: type[Any]
+    dialect: str
+    on_conflict: Any
+    update_fields: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, session: Session, given: type[Any], options: LoadOptions) -> Into:
+        """Return what a load with some options goes into."""
+        entity = entity_of(_spec(given))
+        bind = session.get_bind(mapper_of(entity), clause=insert(entity))
+        fields = options.update_fields
+        return cls(
+            given,
+            bind.dialect.name,
+            options.on_conflict,
+            None if fields is None else tuple(fields),
+        )
+
+    @property
+    def layouts(self) -> Layouts:
+        """What it has to do with its mapped class."""
+        model = _spec(self.given)
+        mapper = mapper_of(entity_of(model))
+        return Layouts(
+            model, mapper, self.on_conflict, self.dialect, self.update_fields
+        )
+
+    @property
+    def needs(self) -> str:
+        """What a worker has to be able to import."""
+        return f"the module {self.given.__module__!r}"
+
+
+def _spec(given: type[Any]) -> type[BaseModel]:
+    is_model = isinstance(given, type) and issubclass(given, BaseModel)
+    return given if is_model else spec_of(given)
+
+
+def name_of(part: Part) -> str:
+    """Return a part as messages name it."""
+    where = f" of {part.file.name!r}"
+    return f"part {part.number} ({part.size:,} bytes after line {part.lines}{where})"
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """Read and validate a part."""
+
+    part: Part
+    into: Into
+    reading: ReadOptions
+    batch_size: int
+
+    @property
+    def number(self) -> int:
+        """The number of the part."""
+        return self.part.number
+
+    @property
+    def name(self) -> str:
+        """The part, as messages name it."""
+        return name_of(self.part)
+
+    @property
+    def needs(self) -> str:
+        """What a worker has to be able to import."""
+        return self.into.needs
+
+    def __call__(self) -> Validated | None:
+        """Return its records; ``None``: it has none."""
+        layouts = self.into.layouts
+        with Records(self.part, self.reading, accepted=layouts.accepted) as records:
+            batches = validated(records, layouts, self.batch_size)
+            first = next(batches, None)
+            return None if first is None else first.joined(batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a worker reaches the database: what a :class:`DatabaseManager` is told."""
+
+    database: Any
+    is_async: bool
+
+    def use(self, work: Callable[[Session], Any]) -> Any:
+        """Call *work* with a session of a connection of its own."""
+        manager = DatabaseManager(self.database)
+        if self.is_async:
+            return asyncio.run(self._use(manager, work))
+        try:
+            with Session(manager.engine("default")) as session:
+                return work(session)
+        finally:
+            manager.dispose()
+
+    async def _use(self, manager: Any, work: Callable[[Session], Any]) -> Any:
+        try:
+            async with AsyncSession(manager.engine("default", True)) as session:
+                return await session.run_sync(work)
+        finally:
+            await manager.adispose()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """
+    What a worker has done with a part: its report, and lines for the rejects file.
+
+    Attributes:
+        is_done: Whether it is committed; else too many of its rows were rejected.
+    """
+
+    report: LoadReport
+    rejects: str
+    is_done: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPart:
+    """Load a part and commit it, unless that has been done."""
+
+    part: Part
+    into: Into
+    options: LoadOptions
+    access: Access
+    done: Done
+
+    @property
+    def number(self) -> int:
+        """The number of the part."""
+        return self.part.number
+
+    @property
+    def name(self) -> str:
+        """The part, as messages name it."""
+        return name_of(self.part)
+
+    @property
+    def needs(self) -> str:
+        """What a worker has to be able to import."""
+        return f"{self.into.needs}, a way to the database"
+
+    def __call__(self) -> Loaded:
+        """Load it."""
+        return self.access.use(self._load)  # type: ignore[no-any-return]  # of any work
+
+    def _load(self, session: Session) -> Loaded:
+        done, number = self.done, self.number
+        try:
+            # Whoever else is at this part ends first: the key is unique.
+            session.execute(insert(done.table).values(done.begun(number)))
+        except IntegrityError:
+            session.rollback()
+            found = done.found(session, number)
+            if found is None:
+                raise
+            return Loaded(*found)
+        rejects = io.StringIO()
+        asked = monotonic()
+
+        def progress(_: LoadReport) -> None:
+            nonlocal asked
+            if monotonic() - asked > _ASKED_AGAIN:
+                asked = monotonic()
+                self._check_wanted(session)
+
+        def finish(report: LoadReport) -> None:
+            self._check_wanted(session)
+            report.committed, report.kept = True, report.rows - report.rejected
+            done.note(session, number, report, rejects.getvalue())
+
+        options = replace(self.options, rejects=rejects, progress=progress)
+        try:
+            report = load(session, self.part, self.into.given, options, finish=finish)
+        except RejectedRowsError as error:
+            session.rollback()
+            its: Any = error.report
+            return Loaded(its, rejects.getvalue(), is_done=False)
+        except Exception:
+            session.rollback()
+            raise
+        return Loaded(report, rejects.getvalue())
+
+    def _check_wanted(self, session: Session) -> None:
+        """Ask on another connection: a transaction may see what was at its beginning."""
+        with session.get_bind().engine.connect() as connection:
+            if not self.done.is_wanted(connection):
+                raise LoadError(f"{self.name}: the load has been given up")

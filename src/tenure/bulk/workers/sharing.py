@@ -1,0 +1,226 @@
+"""
+A load shared among the workers of an executor.
+
+By one transaction, workers read and validate the parts, and the caller writes what they
+send in the order of the source. By part, each worker loads and commits its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ...errors import LoadError
+from ..load import (
+    Layouts,
+    LoadOptions,
+    LoadReport,
+    RejectsFile,
+    Validated,
+    load,
+)
+from ..read import Part, Parts, Records, cut
+from .apart import Apart
+from .crew import Crew, Waits
+from .jobs import Into, Validate
+
+#: Bytes of a part, where nothing is said: some batches.
+PART_BYTES = 4_000_000
+#: The same where each part is a transaction.
+APART_BYTES = 8_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """
+    How a load is shared; ``SessionBulk.load`` says what it means.
+
+    Args:
+        waits: Waits until one of some futures is done.
+    """
+
+    executor: Any
+    parts: int | None = None
+    resume: Any = None
+    parts_table: str = "tenure_parts"
+    waits: Waits
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.executor, "submit", None)):
+            raise LoadError(
+                f"executor has a submit() as those of concurrent.futures have, "
+                f"{self.executor!r} has none"
+            )
+        if self.parts is not None and self.parts < 1:
+            raise LoadError(f"parts is at least 1, not {self.parts}")
+
+
+def load_shared(
+    session: Session,
+    source: Any,
+    into: type[Any],
+    options: LoadOptions,
+    between: Callable[[object], None] | None = None,
+    *,
+    sharing: Sharing,
+) -> LoadReport:
+    """
+    Load rows over workers; see ``SessionBulk.load``.
+
+    Args:
+        between: Called after each batch, with what ``progress`` returned.
+    """
+    model = Into.of(session, into, options)
+    crew = Crew(sharing.executor, sharing.waits)
+    try:
+        if options.commit == "part":
+            return _by_part(session, source, model, options, sharing, crew, between)
+        if sharing.resume is not None:
+            raise LoadError("resume is for commit='part'; otherwise say start=")
+        supply = partial(_supplied, source, model, options, sharing, crew)
+        return load(session, source, into, options, between, supply=supply)
+    finally:
+        crew.close()
+
+
+def _by_part(
+    session: Session,
+    source: Any,
+    into: Into,
+    options: LoadOptions,
+    sharing: Sharing,
+    crew: Crew,
+    between: Callable[[object], None] | None,
+) -> LoadReport:
+    work = Apart(session, into, options, sharing.resume, sharing.parts_table)
+    file = RejectsFile(options.rejects)
+    with opened(source, options, sharing, APART_BYTES, work.layouts) as parts:
+        file.check("source", *parts.paths)
+        file.open()
+        try:
+            return work.run(parts, crew, file, between)
+        finally:
+            file.close()
+
+
+def opened(
+    source: Any, options: LoadOptions, sharing: Sharing, size: int, layouts: Layouts
+) -> Parts:
+    """Cut a source, into as many parts as are wanted or of *size* bytes."""
+    accepted, reading = layouts.accepted, options.reading
+    if sharing.parts is not None:
+        with Records(source, reading, accepted=accepted) as records:
+            size = max(1, -(-records.total // sharing.parts))
+    return cut(source, reading, accepted=accepted, size=size)
+
+
+@contextmanager
+def _supplied(
+    source: Any,
+    into: Into,
+    options: LoadOptions,
+    sharing: Sharing,
+    crew: Crew,
+    layouts: Layouts,
+) -> Iterator[_Supply]:
+    with opened(source, options, sharing, PART_BYTES, layouts) as parts:
+        yield _Supply(parts, into, options, crew)
+
+
+class _Supply:
+    """The batches of a source, in its order, as workers validate them."""
+
+    is_async = False
+
+    def __init__(
+        self, parts: Parts, into: Into, options: LoadOptions, crew: Crew
+    ) -> None:
+        self._parts = parts
+        self._options = options
+        self.header = parts.header
+        self.json = parts.json
+        self.ignored = parts.ignored
+        self.total = parts.total
+        self.paths = parts.paths
+        self.guesses = parts.guesses
+        self.place = parts.place
+        self.named = parts.named
+        #: How far it has been taken.
+        self.position = 0
+        jobs: Iterator[Any] = (
+            Validate(part, into, options.reading, options.batch_size) for part in parts
+        )
+        # What is done and waits is in memory.
+        at_once = 2 * (os.cpu_count() or 1) + 2
+        self._results = crew.in_order(jobs, at_once=at_once)
+        #: What was taken of the workers, and what reads its rows again.
+        self._taken: Validated | None = None
+        self._again: list[Reread] = []
+
+    def take_validated(
+        self, size: int
+    ) -> tuple[Validated, Callable[[int], Any]] | None:
+        """
+        Return the next *size* records, and what reads the row of a line again.
+
+        Not what a worker has sent at once: which rows come together shows in reports.
+        """
+        while self._taken is None or len(self._taken) < size:
+            found = next(self._results, None)
+            if found is None:
+                break
+            job, batch = found
+            self.position += job.part.size
+            if batch is not None:
+                reread = Reread(job.part, self._options.reading, batch.lines[-1])
+                self._again.append(reread)
+                self._taken = (
+                    batch if self._taken is None else self._taken.joined([batch])
+                )
+        batch, self._taken = self._taken, None
+        if batch is None:
+            return None
+        if len(batch) > size:
+            batch, self._taken = batch.split(size)
+        rows = Rereads(self._again)
+        self._again = [each for each in self._again if each.last > batch.lines[-1]]
+        return batch, rows
+
+
+class Reread:
+    """
+    Reads the rows of a part again, once one of them is asked for.
+
+    Attributes:
+        last: The last line of the part.
+    """
+
+    def __init__(self, part: Part, reading: Any, last: int) -> None:
+        self._part = part
+        self._reading = reading
+        self._rows: dict[int, Any] | None = None
+        self.last = last
+
+    def row(self, line: int) -> Any:
+        """Return the row of a line."""
+        if self._rows is None:
+            with Records(self._part, self._reading) as records:
+                self._rows = dict(records.take(1 << 62))
+        return self._rows[line]
+
+
+class Rereads:
+    """Reads the rows of some parts, which follow each other, again."""
+
+    def __init__(self, parts: list[Reread]) -> None:
+        self._parts = parts
+
+    def __call__(self, line: int) -> Any:
+        """Return the row of a line."""
+        return next(each for each in self._parts if line <= each.last).row(line)

@@ -1,0 +1,55 @@
+"""The workers that share a load: processes of this machine, or a cluster of Dask."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from tenure.errors import said
+
+from ._mistake import Mistake
+
+#: Seconds to wait for a scheduler of Dask.
+CONNECT_SECONDS = 10
+
+
+@contextmanager
+def executor(workers: int | None, dask: str | None) -> Iterator[Any]:
+    """
+    Return what runs the workers that are asked for, for the block; none if none are.
+
+    Raises:
+        Mistake: Both are asked for, or the cluster cannot be reached.
+    """
+    if workers is not None and dask is not None:
+        raise Mistake("--workers and --dask are two ways to share a load; name one")
+    if dask is not None:
+        with _client(dask) as client:
+            yield client.get_executor(pure=False)
+    elif workers is not None:
+        # A Ctrl-C reaches all processes; this one tells the others what to do.
+        with ProcessPoolExecutor(
+            workers,
+            multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ) as pool:
+            yield pool
+    else:
+        yield None
+
+
+def _client(address: str) -> Any:
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise Mistake("--dask needs dask.distributed; install tenure[dask]") from error
+    connect: Any = Client
+    try:
+        return connect(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise Mistake(f"--dask: cannot reach {address}: {said(error)}") from error

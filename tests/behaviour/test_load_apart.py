@@ -1,0 +1,388 @@
+"""Loads whose parts are each written and committed by the process that loads it."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, func, inspect, select, text
+from sqlalchemy.exc import ProgrammingError
+
+from tenure import (
+    Database,
+    DatabaseError,
+    LoadError,
+    LoadReport,
+    RejectedRowsError,
+    Session,
+)
+from tests.fixtures.models import Author, Base, Book
+from tests.fixtures.shared import AuthorIn, BookIn, DeadlyIn, NodeIn
+
+
+@pytest.fixture
+def db(server_url: str) -> Iterator[Database]:
+    with Database(server_url) as db:
+        db.create_all(Base.metadata)
+        with db.session_manager(auto_commit=True) as session:
+            session.add_all([Author(code="a"), Author(code="b")])
+        yield db
+
+
+@pytest.fixture
+def own(flags: Path) -> Iterator[Executor]:
+    """Give processes that a test may end."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as pool:
+        yield pool
+
+
+def load(db: Database, source: Any, into: Any = AuthorIn, **options: Any) -> LoadReport:
+    options = {"commit": "part", "parts": 4} | options
+    with db.session_manager() as session, session.bulk() as bulk:
+        return bulk.load(source, into, **options)
+
+
+def codes(db: Database) -> list[str]:
+    with db.session_manager(new=True) as session:
+        found = session.scalars(select(Author.code).order_by(Author.code)).all()
+    return [code for code in found if code not in ("a", "b")]
+
+
+def parts_left(db: Database) -> int:
+    with db.session_manager() as session:
+        count = text("SELECT count(*) FROM tenure_parts")
+        return session.execute(count).scalar_one()
+
+
+def authors(path: Path, codes: Any) -> Path:
+    path.write_text("code\n" + "".join(f"{code}\n" for code in codes))
+    return path
+
+
+def names(count: int) -> list[str]:
+    return [f"c{n:03}" for n in range(count)]
+
+
+class TestDone:
+    def test_as_one_process(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """Counts, missing keys, lines and the rejects file."""
+        path = tmp_path / "books.csv"
+        rows = [
+            f"{n},title {n},{'x' if n % 7 == 3 else n},{'abz'[n % 3]},"
+            f"{'yy' if n % 5 == 1 else ''}\n"
+            for n in range(60)
+        ]
+        path.write_text("".join(["isbn,title,pages,author,editor\n", *rows]))
+        reports, texts = [], []
+        for number, options in enumerate(
+            ({"commit": "batch", "parts": None}, {"executor": processes})
+        ):
+            rejects = tmp_path / f"{number}.jsonl"
+            report = load(
+                db, path, BookIn, max_errors=None, rejects=str(rejects), **options
+            )
+            reports.append(report)
+            texts.append(sorted(rejects.read_text().splitlines()))
+            with db.session_manager(auto_commit=True) as session:
+                for book in session.scalars(select(Book)):
+                    session.delete(book)
+
+        mine, theirs = reports
+        for name in ("rows", "created", "rejected", "kept", "reasons", "resume"):
+            assert getattr(mine, name) == getattr(theirs, name)
+        assert mine.references == theirs.references
+        assert texts[0] == texts[1]
+        assert [True] * 4 == [part.done for part in theirs.parts]
+        assert mine.rows == sum(part.rows for part in theirs.parts)
+        assert theirs.committed
+        assert theirs.bytes_read == theirs.bytes_total == path.stat().st_size
+        assert 0 == parts_left(db)
+
+    def test_update(self, db: Database, processes: Executor, tmp_path: Path) -> None:
+        path = authors(tmp_path / "authors.csv", names(40))
+        load(db, path, executor=processes)
+        report = load(db, path, executor=processes, on_conflict="skip")
+
+        assert (0, 40) == (report.created, report.skipped)
+
+    def test_several_files(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        paths = [
+            authors(tmp_path / f"{n}.csv", [f"c{n}{m}" for m in range(10)])
+            for n in range(3)
+        ]
+        report = load(
+            db, paths, executor=processes, parts=None, parts_table="other_parts"
+        )
+
+        assert [str(path) for path in paths] == [part.file for part in report.parts]
+        assert 30 == len(codes(db))
+        with db.session_manager() as session:
+            tables = inspect(session.connection()).get_table_names()
+        assert "other_parts" in tables
+        assert "tenure_parts" not in tables
+
+    def test_progress(self, db: Database, processes: Executor, tmp_path: Path) -> None:
+        """It is called after each part, with what is committed."""
+        path = authors(tmp_path / "authors.csv", names(40))
+        seen: list[tuple[int, int]] = []
+
+        def progress(report: LoadReport) -> None:
+            seen.append((report.kept, len(codes(db))))
+
+        load(db, path, executor=processes, progress=progress)
+
+        assert 40 == seen[-1][0]
+        assert all(kept <= there for kept, there in seen)
+
+
+class TestCutShort:
+    def test_rejected(self, db: Database, processes: Executor, tmp_path: Path) -> None:
+        """Too many over all parts; those that are done stay, and are not done again."""
+        wrong = {17: "x" * 40, 31: "y" * 40}
+        path = authors(
+            tmp_path / "authors.csv", [wrong.get(n, c) for n, c in enumerate(names(40))]
+        )
+        rejects = tmp_path / "rejects.jsonl"
+
+        with pytest.raises(RejectedRowsError) as raised:
+            load(db, path, executor=processes, max_errors=0, rejects=str(rejects))
+        report: Any = raised.value.report
+        there = len(codes(db))
+        assert there == report.kept == report.created
+        assert 1 <= report.rejected == len(rejects.read_text().splitlines())
+        assert report.load_id in "".join(raised.value.__notes__)
+        again = load(
+            db,
+            path,
+            executor=processes,
+            max_errors=2,
+            rejects=str(rejects),
+            resume=report,
+        )
+
+        assert (38, 2) == (again.kept, again.rejected)
+        assert 38 == len(codes(db))
+        assert 2 == len(rejects.read_text().splitlines())
+        assert 0 == parts_left(db)
+
+    def test_interrupted(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """What is not committed then never will be."""
+        path = authors(tmp_path / "authors.csv", names(200))
+
+        def progress(report: LoadReport) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as raised:
+            load(db, path, executor=processes, parts=20, progress=progress)
+        report: Any = raised.value.report  # type: ignore[attr-defined]  # load() sets it
+        there = codes(db)
+        again = load(db, path, executor=processes, parts=20, resume=report.load_id)
+
+        assert len(there) < 200
+        assert 200 == again.kept == len(codes(db))
+        assert 0 == parts_left(db)
+
+    def test_another_source(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """Parts are known by their number, so the source has to be the same."""
+        path = authors(tmp_path / "authors.csv", [*names(40), "x" * 40])
+        with pytest.raises(RejectedRowsError) as raised:
+            load(db, path, executor=processes)
+        authors(path, names(41))
+
+        with pytest.raises(LoadError, match="cannot go on: bytes was"):
+            load(db, path, executor=processes, resume=raised.value.report)
+        with pytest.raises(LoadError, match="knows no load 'nothing'"):
+            load(db, path, executor=processes, resume="nothing")
+
+    def test_database_fails(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """An error of a worker is that of the database; it says how to go on."""
+        path = authors(tmp_path / "authors.csv", names(40))
+        with db.session_manager(auto_commit=True) as session:
+            session.execute(text("ALTER TABLE author RENAME TO gone"))
+
+        with pytest.raises(DatabaseError) as raised:
+            load(db, path, executor=processes)
+
+        assert isinstance(raised.value, ProgrammingError)
+        assert "resume=" in "".join(raised.value.__notes__)
+        with db.session_manager(auto_commit=True) as session:
+            session.execute(text("ALTER TABLE gone RENAME TO author"))
+        assert [] == codes(db)
+
+
+class TestDeath:
+    def test_once(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        """The part of a worker that dies is loaded by another one."""
+        path = authors(tmp_path / "authors.csv", [*names(30), "die1", *names(60)[30:]])
+        (flags / "die1").touch()
+
+        report = load(db, path, DeadlyIn, executor=own)
+
+        assert not (flags / "die1").exists()
+        assert 61 == report.kept == len(codes(db))
+
+    def test_always(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        """It is named, and the others are not blamed for it."""
+        path = authors(tmp_path / "authors.csv", [*names(30), "die2", *names(60)[30:]])
+        (flags / "die2").touch()
+        try:
+            with pytest.raises(LoadError, match=r"part \d .*given to a worker twice"):
+                load(db, path, DeadlyIn, executor=own)
+        finally:
+            (flags / "die2").unlink()
+
+        assert "die2" not in codes(db)
+
+    def test_resumed(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        path = authors(tmp_path / "authors.csv", [*names(50), "die3"])
+        (flags / "die3").touch()
+        try:
+            with pytest.raises(LoadError, match="worker twice") as raised:
+                load(db, path, DeadlyIn, executor=own)
+        finally:
+            (flags / "die3").unlink()
+        report: Any = raised.value.report  # type: ignore[attr-defined]  # load() sets it
+        assert 3 == sum(part.done for part in report.parts)
+
+        with ThreadPoolExecutor(2) as pool:
+            again = load(db, path, DeadlyIn, executor=pool, resume=report)
+        assert 51 == again.kept == len(codes(db))
+
+    def test_after_the_commit(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        """A part whose answer was lost is not loaded twice."""
+        path = authors(tmp_path / "authors.csv", names(60))
+        (flags / "committed").touch()
+
+        report = load(db, path, executor=own)
+
+        assert not (flags / "committed").exists()
+        assert 60 == report.created == len(codes(db))
+
+    def test_validating(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        """The same where workers only validate."""
+        path = authors(tmp_path / "authors.csv", [*names(30), "die1", *names(60)[30:]])
+        (flags / "die1").touch()
+        report = load(db, path, DeadlyIn, executor=own, commit="once")
+
+        assert 61 == report.kept == len(codes(db))
+        with pytest.raises(LoadError, match="the executor takes no work: A child"):
+            load(db, path, DeadlyIn, executor=own, commit="once")
+
+    def test_validating_always(
+        self, db: Database, own: Executor, flags: Path, tmp_path: Path
+    ) -> None:
+        path = authors(tmp_path / "authors.csv", [*names(60), "die2"])
+        (flags / "die2").touch()
+        try:
+            with pytest.raises(LoadError, match=r"part 3 .*given to a worker twice"):
+                load(db, path, DeadlyIn, executor=own, commit="once")
+        finally:
+            (flags / "die2").unlink()
+        assert [] == codes(db)
+
+
+class TestRefused:
+    def test_sqlite(self, processes: Executor, tmp_path: Path) -> None:
+        path = authors(tmp_path / "authors.csv", names(2))
+        with Database("sqlite://") as db:
+            db.create_all(Base.metadata)
+            with pytest.raises(LoadError, match="SQLite has one writer"):
+                load(db, path, executor=processes)
+
+    def test_what_has_no_parts(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        path = authors(tmp_path / "authors.csv", names(2))
+        nodes = tmp_path / "nodes.csv"
+        nodes.write_text("code,parent\nn1,\n")
+        for source, into, options, message in (
+            (path, AuthorIn, {"dry_run": True}, "a dry run writes no parts"),
+            (path, AuthorIn, {"start": 2}, "start is no way to go on with parts"),
+            (nodes, NodeIn, {}, r"name rows of the same source \(Node\)"),
+        ):
+            with pytest.raises(LoadError, match=message):
+                load(db, source, into, executor=processes, **options)
+        with (
+            db.session_manager() as session,
+            session.bulk() as bulk,
+            pytest.raises(LoadError, match="the session is in a transaction"),
+        ):
+            session.execute(select(Author))
+            bulk.load(path, AuthorIn, executor=processes, commit="part")
+
+    def test_no_way_to_the_database(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """An engine that was made by hand may be reached by this process only."""
+        path = authors(tmp_path / "authors.csv", names(2))
+        made = db.manager.engines["default"]
+        given, named = made.dialect.create_connect_args(made.url)
+        engine = create_engine(
+            made.url.set(port=1, host="127.0.0.1"),
+            creator=lambda: made.dialect.connect(*given, **named),
+        )
+        with Session(engine) as session, session.bulk() as bulk:
+            with pytest.raises(Exception, match=r"(?i)refused|connect") as raised:
+                bulk.load(path, AuthorIn, executor=processes, commit="part")
+        engine.dispose()
+        assert isinstance(raised.value, DatabaseError)
+        assert [] == codes(db)
+
+
+def test_async(async_server_url: str, processes: Executor, tmp_path: Path) -> None:
+    """The event loop runs while workers are at it, and they use its driver."""
+    path = authors(tmp_path / "authors.csv", names(100))
+    turns = 0
+
+    async def work() -> LoadReport:
+        nonlocal turns
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.001)
+
+        async with Database(async_server_url) as db:
+            await db.acreate_all(Base.metadata)
+            task = asyncio.create_task(other())
+            async with db.async_session_manager() as session, session.bulk() as bulk:
+                report = await bulk.load(
+                    path, AuthorIn, executor=processes, commit="part", parts=3
+                )
+            task.cancel()
+            async with db.async_session_manager() as session:
+                count = select(func.count()).select_from(Author)
+                assert 100 == await session.scalar(count)
+        return report
+
+    report = asyncio.run(work())
+
+    assert (100, 3) == (report.kept, len(report.parts))
+    assert turns > 3
