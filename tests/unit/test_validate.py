@@ -25,6 +25,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from tenure import SESSION_BULK_CONTEXT, Key, Proxy, Ref, Spec
+from tenure.bulk.load.link import make_references
 from tenure.bulk.load.validate import RowValidator
 from tenure.references.proxy import Registry
 from tests.fixtures.models import Country, Region, Seat
@@ -164,7 +165,7 @@ def by_column(model: type[BaseModel], given: list[Any], *, as_json: bool) -> Res
             found.append(good[place])
     fields = list(model.model_fields)
     columns: list[Any] = [[good[n][name] for n in good] for name in fields]
-    refused = validator.references(fields, columns) if good else []
+    refused = make_references(validator, fields, columns) if good else []
     for place, values in zip(good, zip(*columns, strict=True), strict=True):
         found[place] = dict(zip(fields, values, strict=True))
     wrong: dict[int, set[tuple[str, str]]] = {}

@@ -10,7 +10,7 @@ is called once for each value all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -43,9 +43,20 @@ class Checked:
 
 
 class Columns:
-    """Validates rows field by field."""
+    """
+    Validates rows field by field.
+
+    Attributes:
+        before: What a model does with a whole row before, if it does something; raises
+            ``ValidationError``.
+        validate_row: Validates one row after that; as ``RowValidator.validate`` does.
+    """
 
     def __init__(self, fields: Fields) -> None:
+        self.before = fields.before_all
+        self.validate_row: Callable[[Any], Any] | None = None
+        if self.before is not None:
+            self.validate_row = replace(fields, before=()).validator().validate_python
         self._columns = [_Column(name, field, fields.config) for name, field in fields]
         self._known = {column.source for column in self._columns}
         extra = fields.schema.get("extra_behavior") or fields.config.get(
@@ -54,15 +65,26 @@ class Columns:
         self._takes_others = extra != "forbid" and "extras_schema" not in fields.schema
 
     @classmethod
-    def of(cls, model: type[BaseModel]) -> Self | None:
-        """Return a validator of rows of *model* by field, if that is possible."""
+    def of(cls, model: type[BaseModel], *, json: bool, is_table: bool) -> Self | None:
+        """
+        Return a validator of rows of *model* by field, if that is possible.
+
+        What a model makes of a whole row before is validated as values of Python. For
+        objects of JSON that comes to the same, unless types are strict or not ours.
+        """
         fields = fields_of(model)
         if fields is None:
             return None
-        # A validator of the whole model needs whole rows, and may add to them.
-        if fields.may_add or not fields.knows_its_names:
+        rest = replace(fields, before=())
+        if rest.may_add or not rest.knows_its_names:
             return None
-        return cls(fields)
+        if fields.before and json:
+            is_same = rest.calls_nobody and not _is_strict(
+                [fields.schema, fields.config]
+            )
+            return cls(fields) if is_same else None
+        # Lines of JSON are validated as they are, and other objects one by one.
+        return None if json or (fields.before and not is_table) else cls(fields)
 
     def validate(
         self, rows: Sequence[Any], header: Sequence[str] | None = None
@@ -270,6 +292,16 @@ class Fields:
     optional: set[str]
 
     @property
+    def before_all(self) -> Callable[[Any], Any] | None:
+        """What the model does with a whole row before, if it does something."""
+        if not self.before:
+            return None
+        schema: Any = {"type": "any"}
+        for outer in reversed(self.before):
+            schema = {**outer, "schema": schema}
+        return SchemaValidator(schema, self.config).validate_python
+
+    @property
     def calls_nobody(self) -> bool:
         """Whether to validate a row calls nothing of the user's; references are left."""
         schemas = (field["schema"] for _, field in self)
@@ -292,14 +324,7 @@ class Fields:
     @property
     def knows_its_names(self) -> bool:
         """Whether each field has one name in a row, and nothing else looks at those."""
-        return not (
-            self.before
-            or any(self.config.get(way) or self.schema.get(way) for way in _BY_NAME)
-            or any(
-                not isinstance(field.get("validation_alias", ""), str)
-                for _, field in self
-            )
-        )
+        return not self.before and has_plain_names(self.schema, self.config)
 
     def validator(self, *, refuses_unknown: bool = False) -> SchemaValidator:
         """
@@ -313,6 +338,14 @@ class Fields:
         for outer in reversed(self.before):
             schema = {**outer, "schema": schema}
         return SchemaValidator(schema, self.config)
+
+
+def has_plain_names(schema: Any, config: Any) -> bool:
+    """Whether each of the fields of a schema has one name in a row."""
+    return not any(config.get(way) or schema.get(way) for way in _BY_NAME) and all(
+        isinstance(field.get("validation_alias", ""), str)
+        for field in schema["fields"].values()
+    )
 
 
 def fields_of(model: type[BaseModel]) -> Fields | None:
@@ -365,6 +398,15 @@ def fields_of(model: type[BaseModel]) -> Fields | None:
         later,
         optional,
     )
+
+
+def _is_strict(schema: Any) -> bool:
+    """Whether a schema, or one inside of it, takes values of its own type only."""
+    if isinstance(schema, (list, tuple)):
+        return any(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return False
+    return schema.get("strict") is True or any(map(_is_strict, schema.values()))
 
 
 def _left_as_it_came(schema: Any) -> tuple[Any, ReferenceValidator | None]:

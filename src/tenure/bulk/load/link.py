@@ -9,11 +9,19 @@ from datetime import datetime
 from types import NoneType
 from typing import Any, Literal
 
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Mapper
 
 from ...context import SESSION_BULK_CONTEXT
 from ...mapping import columns_held, identifiers, mapper_of
-from ...references import Proxy, Registry, is_resolved, serialize_reference, shape_of
+from ...references import (
+    Proxy,
+    ReferenceValidator,
+    Registry,
+    is_resolved,
+    serialize_reference,
+    shape_of,
+)
 from ..lookup import refused_by_halves, resolve
 from ..write import Row, one_zone
 from .layout import ReferenceField, Rows
@@ -22,6 +30,9 @@ from .savepoints import Attempts
 from .validate import RowValidator
 
 LoadMissing = Literal["reject", "null", "create"]
+
+#: A row (by position) and field that is no valid reference, and why.
+Refused = tuple[int, str, PydanticCustomError]
 
 #: Resolved references kept from one batch for the next.
 KEPT_REFERENCES = 50_000
@@ -96,7 +107,7 @@ class Linker:
         for batch in batches:
             batch.fields = list(map(alike, batch.fields))
             fields = batch.layout.fields
-            for row, name, error in validator.references(fields, batch.fields):
+            for row, name, error in make_references(validator, fields, batch.fields):
                 if row not in batch.refused:
                     batch.refused.add(row)
                     label, message = self.labels[name], error.message()
@@ -229,6 +240,133 @@ def _sendable(value: Any) -> Any:
     shape = shape_of(value)
     values = tuple(map(_sendable, value._tenure_values))
     return Named(shape.entity, shape.names, values)
+
+
+def make_references(
+    validators: RowValidator, fields: Sequence[str], columns: list[Sequence[Any]]
+) -> list[Refused]:
+    """
+    Turn the columns of fields that are references into these, in place.
+
+    Called with the bulk current that references register with.
+    """
+    refused: list[Refused] = []
+    places = {name: place for place, name in enumerate(fields)}
+    for name, validator in validators.later.items():
+        if name not in places:
+            continue
+        if validator.sources:
+            made = _composed(validator, places, columns, name, refused)
+        else:
+            optional = name in validators.optional
+            given = columns[places[name]]
+            made = _each(validator, name, given, refused, optional=optional)
+        columns[places[name]] = made
+    return refused
+
+
+def _composed(
+    validator: ReferenceValidator,
+    places: dict[str, int],
+    columns: list[Sequence[Any]],
+    name: str,
+    refused: list[Refused],
+) -> list[Any]:
+    given = columns[places[name]]
+    sources = [columns[places[source]] for source in validator.sources]
+    broken = {row for row, _, _ in refused}
+    tokens = list(zip(*map(_tokens, sources), strict=True))
+    if not {NoneType}.issuperset(map(type, given)):
+        # A value that was given is used instead of a composed key.
+        broken.update(row for row, value in enumerate(given) if value is not None)
+        given = _each(validator, name, given, refused, optional=True)
+    made: dict[Any, Any] = {}
+    wrong: dict[Any, PydanticCustomError] = {}
+    for row, token in enumerate(tokens):
+        if token not in made and row not in broken:
+            made[token] = None
+            try:
+                parts = tuple([column[row] for column in sources])
+                made[token] = validator.compose(None, parts)
+            except PydanticCustomError as error:
+                wrong[token] = error
+    if wrong:
+        refused.extend(
+            (row, name, wrong[token])
+            for row, token in enumerate(tokens)
+            if token in wrong and row not in broken
+        )
+    return [
+        made.get(token) if value is None else value
+        for token, value in zip(tokens, given, strict=True)
+    ]
+
+
+def _tokens(values: Sequence[Any]) -> Sequence[Any]:
+    """Return for each value what identifies it among the values of its column."""
+    kinds = set(map(type, values))
+    if kinds <= {Proxy, NoneType}:
+        return list(map(id, values))
+    if kinds == {str}:
+        return values
+    if kinds == {datetime} and one_zone(values):
+        return values
+    return [
+        id(value)
+        if type(value) is Proxy
+        else (datetime, value, value.tzinfo)
+        if type(value) is datetime
+        else (type(value), value)
+        for value in values
+    ]
+
+
+class _References(dict[Any, Any]):
+    """What a validator makes of texts, each made once."""
+
+    def __init__(self, validator: ReferenceValidator, *, optional: bool) -> None:
+        super().__init__({None: None} if optional else {})
+        self.validator = validator
+        self.wrong: dict[Any, PydanticCustomError] = {}
+
+    def __missing__(self, text: str | None) -> Any:
+        found = None
+        try:
+            found = self.validator(text)
+        except PydanticCustomError as error:
+            self.wrong[text] = error
+        self[text] = found
+        return found
+
+
+def _each(
+    validator: ReferenceValidator,
+    name: str,
+    given: Sequence[Any],
+    refused: list[Refused],
+    *,
+    optional: bool,
+) -> list[Any]:
+    # Other types need a token: 1, 1.0 and True are one key of a dict.
+    if {str, NoneType}.issuperset(map(type, given)):
+        made = _References(validator, optional=optional)
+        references = list(map(made.__getitem__, given))
+        if made.wrong:
+            refused.extend(
+                (row, name, made.wrong[value])
+                for row, value in enumerate(given)
+                if value in made.wrong
+            )
+        return references
+    references = []
+    for row, value in enumerate(given):
+        try:
+            is_null = value is None and optional
+            references.append(None if is_null else validator(value))
+        except PydanticCustomError as error:
+            refused.append((row, name, error))
+            references.append(None)
+    return references
 
 
 def is_kin(one: Mapper[Any], other: Mapper[Any]) -> bool:

@@ -128,7 +128,7 @@ class LoadReport:
     rejected: int = 0
     #: By the name of the entity referred to.
     references: dict[str, ReferenceCount] = field(default_factory=dict)
-    #: Seconds spent in each of read, validate, resolve, write and commit.
+    #: Seconds of each of read, validate, resolve, write and commit; of parts: load.
     seconds: dict[str, float] = field(default_factory=dict)
     #: Position in the source and its size, in bytes as stored; 0 if unknown.
     bytes_read: int = 0

@@ -9,27 +9,22 @@ came, and each different one is validated once. The results and errors are the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, itemgetter
-from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import SchemaValidator, from_json
 
 from ...context import SESSION_BULK_CONTEXT
 from ...errors import LoadError
-from ...models import computed_attributes
-from ...references import Proxy, ReferenceValidator, drafting
+from ...models import computed_attributes, is_spec_schema
+from ...references import Draft, drafting
 from ..read import Bad, Record, Records
-from ..write import Row, one_zone
-from .by_column import Columns, fields_of
+from ..write import Row
+from .by_column import Checked, Columns, fields_of, has_plain_names
 from .layout import Layout, Layouts, NoKeyError, Rows
 from .report import Problem, Rejects, problems_of
-
-#: A row (by position) and field that is no valid reference, and why.
-Refused = tuple[int, str, PydanticCustomError]
 
 
 class RowValidator:
@@ -41,7 +36,7 @@ class RowValidator:
             unless the model itself says what to do with them.
 
     Attributes:
-        later: The fields whose references :meth:`references` makes.
+        later: The fields whose references are made when rows are linked.
         optional: Those of them that may be null.
     """
 
@@ -59,19 +54,20 @@ class RowValidator:
         self.calls_nobody = fields is not None and fields.calls_nobody
         self.later = {} if fields is None else fields.later
         self.optional = set() if fields is None else fields.optional
+        wants_known = refuses_unknown and json and "extra" not in model.model_config
+        validator: Any
+        if fields is None:
+            # The draft that its schema begins for each row, the rows of a batch share.
+            schema: Any = model.__pydantic_core_schema__
+            schema = schema["schema"] if is_spec_schema(schema) else schema
+            refusing = _refusing(schema) if wants_known else None
+            validator = SchemaValidator(refusing or schema)
+            is_refusing = refusing is not None
+        else:
+            is_refusing = wants_known and fields.knows_its_names
+            validator = fields.validator(refuses_unknown=is_refusing)
         #: Whether :attr:`validate` refuses names that the model does not know.
-        self.refuses_unknown = (
-            refuses_unknown
-            and json
-            and fields is not None
-            and fields.knows_its_names
-            and "extra" not in model.model_config
-        )
-        validator: Any = (
-            model.__pydantic_validator__
-            if fields is None
-            else fields.validator(refuses_unknown=self.refuses_unknown)
-        )
+        self.refuses_unknown = is_refusing
         #: Validates one record; raises ``ValidationError``.
         self.validate: Callable[[Any], Any] = (
             validator.validate_json if json else validator.validate_python
@@ -90,64 +86,19 @@ class RowValidator:
         #: Whether a row may have fields that its source does not give.
         self.may_add = fields is None or fields.may_add
 
-    def references(
-        self, fields: Sequence[str], columns: list[Sequence[Any]]
-    ) -> list[Refused]:
-        """
-        Turn the columns of :attr:`later` fields into references, in place.
 
-        Called with the bulk current that references register with.
-        """
-        refused: list[Refused] = []
-        places = {name: place for place, name in enumerate(fields)}
-        for name, validator in self.later.items():
-            if name not in places:
-                continue
-            if validator.sources:
-                made = self._composed(validator, places, columns, name, refused)
-            else:
-                optional = name in self.optional
-                given = columns[places[name]]
-                made = _each(validator, name, given, refused, optional=optional)
-            columns[places[name]] = made
-        return refused
+def _refusing(schema: Any, config: Any = None) -> Any:
+    """
+    Return the schema of a model that refuses names which it does not know.
 
-    def _composed(
-        self,
-        validator: ReferenceValidator,
-        places: dict[str, int],
-        columns: list[Sequence[Any]],
-        name: str,
-        refused: list[Refused],
-    ) -> list[Any]:
-        given = columns[places[name]]
-        sources = [columns[places[source]] for source in validator.sources]
-        broken = {row for row, _, _ in refused}
-        tokens = list(zip(*map(_tokens, sources), strict=True))
-        if not {NoneType}.issuperset(map(type, given)):
-            # A value that was given is used instead of a composed key.
-            broken.update(row for row, value in enumerate(given) if value is not None)
-            given = _each(validator, name, given, refused, optional=True)
-        made: dict[Any, Any] = {}
-        wrong: dict[Any, PydanticCustomError] = {}
-        for row, token in enumerate(tokens):
-            if token not in made and row not in broken:
-                made[token] = None
-                try:
-                    parts = tuple([column[row] for column in sources])
-                    made[token] = validator.compose(None, parts)
-                except PydanticCustomError as error:
-                    wrong[token] = error
-        if wrong:
-            refused.extend(
-                (row, name, wrong[token])
-                for row, token in enumerate(tokens)
-                if token in wrong and row not in broken
-            )
-        return [
-            made.get(token) if value is None else value
-            for token, value in zip(tokens, given, strict=True)
-        ]
+    ``None`` where something else than its fields may look at the names.
+    """
+    if schema["type"] in ("function-after", "model"):
+        inner = _refusing(schema["schema"], schema.get("config", config))
+        return None if inner is None else {**schema, "schema": inner}
+    if schema["type"] != "model-fields" or not has_plain_names(schema, config or {}):
+        return None
+    return {**schema, "extra_behavior": "forbid"}
 
 
 def _values_of(model: type[BaseModel]) -> Callable[[Any], dict[str, Any]]:
@@ -158,71 +109,8 @@ def _values_of(model: type[BaseModel]) -> Callable[[Any], dict[str, Any]]:
     return lambda made: made.__dict__ | {name: getattr(made, name) for name in computed}
 
 
-def _tokens(values: Sequence[Any]) -> Sequence[Any]:
-    """Return for each value what identifies it among the values of its column."""
-    kinds = set(map(type, values))
-    if kinds <= {Proxy, NoneType}:
-        return list(map(id, values))
-    if kinds == {str}:
-        return values
-    if kinds == {datetime} and one_zone(values):
-        return values
-    return [
-        id(value)
-        if type(value) is Proxy
-        else (datetime, value, value.tzinfo)
-        if type(value) is datetime
-        else (type(value), value)
-        for value in values
-    ]
-
-
-class _References(dict[Any, Any]):
-    """What a validator makes of texts, each made once."""
-
-    def __init__(self, validator: ReferenceValidator, *, optional: bool) -> None:
-        super().__init__({None: None} if optional else {})
-        self.validator = validator
-        self.wrong: dict[Any, PydanticCustomError] = {}
-
-    def __missing__(self, text: str | None) -> Any:
-        found = None
-        try:
-            found = self.validator(text)
-        except PydanticCustomError as error:
-            self.wrong[text] = error
-        self[text] = found
-        return found
-
-
-def _each(
-    validator: ReferenceValidator,
-    name: str,
-    given: Sequence[Any],
-    refused: list[Refused],
-    *,
-    optional: bool,
-) -> list[Any]:
-    # Other types need a token: 1, 1.0 and True are one key of a dict.
-    if {str, NoneType}.issuperset(map(type, given)):
-        made = _References(validator, optional=optional)
-        references = list(map(made.__getitem__, given))
-        if made.wrong:
-            refused.extend(
-                (row, name, made.wrong[value])
-                for row, value in enumerate(given)
-                if value in made.wrong
-            )
-        return references
-    references = []
-    for row, value in enumerate(given):
-        try:
-            is_null = value is None and optional
-            references.append(None if is_null else validator(value))
-        except PydanticCustomError as error:
-            refused.append((row, name, error))
-            references.append(None)
-    return references
+def _ignored(_: Any) -> Any:
+    """Do nothing: no row has come yet."""
 
 
 #: Sets of names of objects that are remembered to be known.
@@ -248,7 +136,8 @@ class Checker:
         self.layouts = layouts
         self.rejects = rejects
         self.validator = validator
-        self.columns = None if records.json else Columns.of(layouts.into)
+        is_table = records.header is not None
+        self.columns = Columns.of(layouts.into, json=self.json, is_table=is_table)
         self.layout: Layout | None = None
         if self.header is not None:
             read = [n for n, name in enumerate(self.header) if name not in self.ignored]
@@ -278,23 +167,54 @@ class Checker:
         records = self._as_wide_as_the_header(self._readable(records))
         if not records:
             return []
-        checked = None
         rows = [row for _, row in records]
         if self._of_names is not None:
             rows = list(map(self._of_names, rows))
+        columns = self.columns
+        if columns is not None and columns.before is not None:
+            named = self._objects(rows) if self.json else self._named_rows(rows)
+            if named is not None:
+                return self._changed_before(columns, records, named)
+            columns = None
+        checked = None
         # If all rows have the same names, the first is enough.
-        if self.columns is not None and (
+        if columns is not None and (
             self._takes_all_names or not list(self.layouts.unknown(rows[0]))
         ):
-            checked = self.columns.validate(rows, self.names)
+            checked = columns.validate(rows, self.names)
         if checked is None:
-            return self._by_row(records, rows)
+            valid = self._valid(records, self._named_rows(rows))
+            return self._by_row(valid)
+        return self._checked(records, checked)
+
+    def _changed_before(
+        self, columns: Columns, records: Sequence[Record], rows: Sequence[Any]
+    ) -> list[Rows]:
+        """Return the same of a model that does something with whole rows before."""
+        assert columns.before is not None
+        assert columns.validate_row is not None
+        changed = self._validated(records, rows, columns.before)
+        kept = [record for record, _ in changed]
+        rows = [row for _, row in changed]
+        checked = columns.validate(rows) if rows else None
+        if checked is None:
+            # Its messages are those about values of Python, whatever the source.
+            valid = self._validated(kept, rows, columns.validate_row)
+            return self._by_row(valid)
+        return self._checked(kept, checked)
+
+    def _checked(self, records: Sequence[Record], checked: Checked) -> list[Rows]:
+        """Return rows that were validated by field; reject what is wrong."""
         for n, (first, *more) in sorted(checked.wrong.items()):
             self.rejects.add(records[n], *first, tuple(more))
         if len(checked.wrong) == len(records):
             return []
+        others = checked.columns.keys() - set(checked.given)
+        filled = [name for name in others if checked.columns[name][0] is not None]
         try:
-            layout = self.layout or self.layouts.of(checked.given)
+            layout = self.layout or self.layouts.of(
+                checked.given, filled if self.validator.may_add else ()
+            )
         except NoKeyError as error:
             for n in set(range(len(records))) - set(checked.wrong):
                 self.rejects.add(records[n], "", "key", str(error))
@@ -331,38 +251,61 @@ class Checker:
                 self.rejects.add(record, "", "columns", message)
         return kept
 
-    def _by_row(self, records: Sequence[Record], rows: Sequence[Any]) -> list[Rows]:
+    def _objects(self, lines: Sequence[str]) -> list[Any] | None:
+        """Return the objects in lines of JSON; ``None`` where one is to be rejected."""
+        try:
+            rows = [from_json(line) for line in lines]
+        except ValueError:
+            return None
+        if set(map(type, rows)) != {dict}:
+            return None
+        if not self._takes_all_names:
+            names = set(map(tuple, rows)) - self._seen
+            if any(set(self.layouts.unknown(each)) - self.ignored for each in names):
+                return None
+        return rows
+
+    def _named_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Return rows as a model takes them: those of a table with their names."""
+        if self.names is None:
+            return rows
+        # They are as wide as it.
+        return [dict(zip(self.names, row)) for row in rows]  # noqa: B905
+
+    def _by_row(self, valid_rows: Iterable[tuple[Record, Any]]) -> list[Rows]:
+        """Return rows that were validated one by one, each with what that gave."""
         values, given = self.validator.values, self.validator.given
         takes_all_names, layout = self._takes_all_names, self.layout
         found: dict[Layout, tuple[list[Record], list[Row]]] = {}
-        last: Layout | None = None
-        last_names: set[str] = set()
-        for record, valid in self._valid(records, rows):
+        last_names: set[str] | None = None
+        keep: Callable[[Any], object] = _ignored
+        take: Callable[[Any], object] = _ignored
+        get: Callable[[Any], Any] = _ignored
+        for record, valid in valid_rows:
             if not (takes_all_names or self._has_known_names(record)):
                 continue
             names = given(valid)
-            its = layout
-            if its is None and last is not None and names == last_names:
-                its = last
+            if names == last_names:
+                keep(record)
+                take(get(values(valid)))
+                continue
             try:
-                its = its or self._layout(names, values(valid))
+                its = layout or self._layout(names, values(valid))
             except NoKeyError as error:
                 self.rejects.add(record, "", "key", str(error))
                 continue
-            if names != last_names and (
-                not self.validator.may_add or names.issuperset(self.layouts.labels)
-            ):
-                last, last_names = its, names
             if not its.fields:
                 self._reject_empty(record)
                 continue
             if not names:
                 self.note_empty(record[0])
-            if its not in found:
-                found[its] = [], []
-            kept, taken = found[its]
+            kept, taken = found.setdefault(its, ([], []))
             kept.append(record)
             taken.append(its.get(values(valid)))
+            # What the model has filled differs from row to row, unless all was given.
+            if not self.validator.may_add or names.issuperset(self.layouts.labels):
+                last_names, get = names, its.get
+                keep, take = kept.append, taken.append
         return [
             Rows(its, kept, fields=list(zip(*taken, strict=True)))
             for its, (kept, taken) in found.items()
@@ -373,38 +316,33 @@ class Checker:
     ) -> list[tuple[Record, Any]]:
         """Return the records that are valid, each with what validation returned."""
         validate = self.validator.validate
-        if self.names is not None:
-            # They are as wide as it.
-            rows = [dict(zip(self.names, row)) for row in rows]  # noqa: B905
         if not self.validator.makes_models:
-            return list(self._validated(records, rows, validate))
+            return self._validated(records, rows, validate)
         with drafting(SESSION_BULK_CONTEXT.get()) as draft:
-
-            def settled(row: Any) -> Any:
-                try:
-                    valid = validate(row)
-                except ValidationError:
-                    draft.forget()
-                    raise
-                draft.settle(valid)
-                return valid
-
-            return list(self._validated(records, rows, settled))
+            return self._validated(records, rows, validate, draft)
 
     def _validated(
         self,
         records: Sequence[Record],
         rows: Sequence[Any],
         validate: Callable[[Any], Any],
-    ) -> Iterator[tuple[Record, Any]]:
+        draft: Draft | None = None,
+    ) -> list[tuple[Record, Any]]:
+        """Validate rows one by one; what they register goes by way of *draft*."""
+        found = []
         for record, row in zip(records, rows, strict=True):
             try:
                 valid = validate(row)
             except ValidationError as error:
+                if draft is not None:
+                    draft.forget()
                 first, *more = map(self._named, problems_of(error))
                 self.rejects.add(record, *first, tuple(more))
             else:
-                yield record, valid
+                if draft is not None and not draft.is_empty:
+                    draft.settle(valid)
+                found.append((record, valid))
+        return found
 
     def note_empty(self, line: int) -> None:
         """Say once that rows give nothing the model knows, and what became of them."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, insert
@@ -65,6 +66,7 @@ class Apart:
         self.report = LoadReport(
             into=self._mapper.class_.__name__, load_id=load_id, resume=None
         )
+        self._started = perf_counter()
         self._loaded: dict[int, Loaded] = {}
         self._parts: dict[int, Part] = {}
 
@@ -170,6 +172,8 @@ class Apart:
             resume=None,
             bytes_total=before.bytes_total,
         )
+        # Of several processes at once, only the time that passed means something.
+        report.seconds = {"load": perf_counter() - self._started}
         for number, part in sorted(self._parts.items()):
             loaded = self._loaded.get(number)
             if loaded is not None:

@@ -13,13 +13,11 @@ _COUNTS = ("rows", "created", "updated", "unchanged", "skipped", "rejected", "ke
 
 
 def add(report: LoadReport, part: LoadReport) -> None:
-    """Add the counts of a part to a report."""
+    """Add the counts of a part to a report; what it took is not added up."""
     for name in _COUNTS:
         setattr(report, name, getattr(report, name) + getattr(part, name))
     for entity, count in part.references.items():
         _add_count(report.count_of(entity), count)
-    for phase, spent in part.seconds.items():
-        report.seconds[phase] = report.seconds.get(phase, 0.0) + spent
     report.reasons.update(part.reasons)
     report.guesses += [each for each in part.guesses if each not in report.guesses]
     rejects = sorted(
