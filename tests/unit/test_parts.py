@@ -447,7 +447,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "data", "options", "message"),
         [
-            ("x.csv.gz", gzip.compress(b"a,b\n1,2\n"), {}, "it is compressed; decompr"),
+            ("x.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0), {}, "it is compressed"),
             (
                 "x.json",
                 b'[{"a": 1}]',
