@@ -64,7 +64,7 @@ def executor(count: int, kind: str) -> Iterator[Any]:
             make(
                 n_workers=count,
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address=":0",
                 host="127.0.0.1",
             ) as cluster,
             connect(cluster) as client,

@@ -98,7 +98,7 @@ def sqlite_shop(tmp_path: Path) -> str:
 def cluster() -> Iterator[str]:
     make: Any = LocalCluster
     with make(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
         yield cluster.scheduler_address
 

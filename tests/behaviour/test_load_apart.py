@@ -205,6 +205,22 @@ class TestCutShort:
 
         with pytest.raises(LoadError, match="cannot go on: bytes was"):
             load(db, path, executor=processes, resume=raised.value.report)
+        # As long as before, but its lines end elsewhere.
+        authors(path, [f"{'x' * (9 if n % 2 else 1)}{n}" for n in range(41)])
+        size = path.stat().st_size
+        authors(path, [*names(40), "x" * (size - 5 - 40 * 5 - 1)])
+        with pytest.raises(RejectedRowsError) as raised:
+            load(db, path, executor=processes, on_conflict="skip")
+        authors(path, [f"{'x' * (9 if n % 2 else 1)}{n}" for n in range(41)])
+        assert size == path.stat().st_size
+        with pytest.raises(LoadError, match="so the source has changed"):
+            load(
+                db,
+                path,
+                executor=processes,
+                on_conflict="skip",
+                resume=raised.value.report,
+            )
         with pytest.raises(LoadError, match="knows no load 'nothing'"):
             load(db, path, executor=processes, resume="nothing")
 
@@ -307,6 +323,32 @@ class TestDeath:
         assert [] == codes(db)
 
 
+@pytest.mark.postgresql
+def test_undone_by_chance(
+    postgresql_url: str, processes: Executor, tmp_path: Path
+) -> None:
+    """A part that a deadlock has undone is loaded again."""
+    path = authors(tmp_path / "authors.csv", names(20))
+    with Database(postgresql_url) as db:
+        db.create_all(Base.metadata)
+        with db.session_manager(auto_commit=True) as session:
+            # What a sequence has given is not undone.
+            for statement in (
+                "CREATE SEQUENCE tries",
+                (
+                    "CREATE FUNCTION chance() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN IF nextval('tries') < 3 THEN RAISE EXCEPTION 'by chance' "
+                    "USING ERRCODE = '40P01'; END IF; RETURN NULL; END $$"
+                ),
+                "CREATE TRIGGER chance AFTER INSERT ON author EXECUTE FUNCTION chance()",
+            ):
+                session.execute(text(statement))
+
+        report = load(db, path, executor=processes, parts=2)
+
+        assert 20 == report.created == len(codes(db))
+
+
 class TestRefused:
     def test_sqlite(self, processes: Executor, tmp_path: Path) -> None:
         path = authors(tmp_path / "authors.csv", names(2))
@@ -335,6 +377,44 @@ class TestRefused:
         ):
             session.execute(select(Author))
             bulk.load(path, AuthorIn, executor=processes, commit="part")
+
+    def test_transactions_of_others(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """A part and its note are one transaction, which is the worker's."""
+        path = authors(tmp_path / "authors.csv", names(20))
+        engine = db.manager.engines["default"]
+        with engine.connect() as connection, Session(connection) as session:
+            with (
+                session.bulk() as bulk,
+                pytest.raises(LoadError, match="bound to a connection"),
+            ):
+                bulk.load(path, AuthorIn, executor=processes, commit="part")
+        by_itself = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with Session(by_itself) as session, session.bulk() as bulk:
+            with pytest.raises(LoadError, match="AUTOCOMMIT"):
+                bulk.load(path, AuthorIn, executor=processes, commit="part")
+        assert [] == codes(db)
+
+    @pytest.mark.postgresql
+    def test_schemas(
+        self, postgresql_url: str, processes: Executor, tmp_path: Path
+    ) -> None:
+        """Workers write where the engine of the session would."""
+        path = authors(tmp_path / "authors.csv", names(20))
+        with Database(postgresql_url) as db:
+            db.create_all(Base.metadata)
+            engine = db.manager.engines["default"]
+            other = engine.execution_options(schema_translate_map={None: "other"})
+            with engine.begin() as connection:
+                connection.execute(text("CREATE SCHEMA other"))
+            Base.metadata.create_all(other)
+            with Session(other) as session, session.bulk() as bulk:
+                bulk.load(path, AuthorIn, executor=processes, commit="part", parts=2)
+            with engine.connect() as connection:
+                count = "SELECT count(*) FROM {}.author"
+                assert 20 == connection.scalar(text(count.format("other")))
+                assert 0 == connection.scalar(text(count.format("public")))
 
     def test_no_way_to_the_database(
         self, db: Database, processes: Executor, tmp_path: Path

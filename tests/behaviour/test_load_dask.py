@@ -25,7 +25,7 @@ def client(flags: Path) -> Iterator[Any]:
         make(
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",
             host="127.0.0.1",
         ) as cluster,
         connect(cluster, set_as_default=False) as client,

@@ -129,7 +129,7 @@ class SessionBulk(Bulk):
         """
         options = FlushOptions(
             on_conflict=on_conflict,
-            update_fields=update_fields,
+            update_fields=_listed(update_fields),
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
@@ -148,7 +148,7 @@ class SessionBulk(Bulk):
         """
         options = FlushOptions(
             on_conflict=on_conflict,
-            update_fields=update_fields,
+            update_fields=_listed(update_fields),
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
@@ -234,7 +234,7 @@ class SessionBulk(Bulk):
         options = loads.LoadOptions(
             on_missing=on_missing,
             on_conflict=on_conflict,
-            update_fields=update_fields,
+            update_fields=_listed(update_fields),
             batch_size=batch_size,
             commit=commit,
             max_errors=max_errors,
@@ -332,7 +332,7 @@ class AsyncSessionBulk(Bulk):
             options = loads.LoadOptions(
                 on_missing=on_missing,
                 on_conflict=on_conflict,
-                update_fields=update_fields,
+                update_fields=_listed(update_fields),
                 batch_size=batch_size,
                 commit=commit,
                 max_errors=max_errors,
@@ -356,7 +356,16 @@ class AsyncSessionBulk(Bulk):
 def _read_options(reading: ReadKeywords) -> ReadOptions:
     for name in reading.keys() - set(read.ReadOptions.__slots__):
         raise TypeError(f"load() got an unexpected keyword argument {name!r}")
+    for name in ("header", "ignore", "null"):
+        if name in reading:
+            reading[name] = _listed(reading[name])  # type: ignore[literal-required]  # see above
     return read.ReadOptions(**reading)
+
+
+def _listed(given: Any) -> Any:
+    """Return an iterable as what can be gone through more than once; not a text."""
+    is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+    return tuple(given) if is_list else given
 
 
 def _work(

@@ -20,7 +20,13 @@ from tenure import (
     spec_of,
 )
 from tests.fixtures.models import Author, Book, Node
-from tests.fixtures.shared import AuthorIn, BookIn, NodeIn, TitledIn
+from tests.fixtures.shared import (
+    AuthorIn,
+    BookIn,
+    NodeIn,
+    TitledIn,
+    UnsendableIn,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_database]
 
@@ -171,6 +177,38 @@ class TestEqual:
             shared = await load(session, path, into, **options, **workers)
             assert told(expected) == told(shared)
 
+    async def test_start(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """What lies before is read by nobody."""
+        path = written(tmp_path / "books.csv")
+        options: dict[str, Any] = {"max_errors": None, "dry_run": True}
+        for start in (2, 7, 9, 13, 99):
+            expected = await load(session, path, start=start, **options)
+            shared = await load(session, path, start=start, **options, **workers)
+            assert told(expected) == told(shared)
+
+    async def test_generators(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """What can be gone through once is meant for all parts."""
+        path = tmp_path / "authors.csv"
+        path.write_text("code,name,email\na,NA,x\nb,B,-\n")
+        for options in ({}, workers):
+            report = await load(
+                session,
+                path,
+                AuthorIn,
+                on_conflict="update",
+                update_fields=(name for name in ["name"]),
+                null=(text for text in ["NA", "-"]),
+                ignore=(name for name in ["email"]),
+                **options,
+            )
+            assert 2 == report.updated + report.unchanged
+            found = await session.execute(select(Author.code, Author.name))
+            assert {("a", None), ("b", "B")} == set(map(tuple, found))
+
     async def test_mapped_class(
         self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
     ) -> None:
@@ -228,6 +266,16 @@ class TestRefused:
         path.write_text("code\nc\n")
         with pytest.raises(LoadError, match="at the top of a module") as raised:
             await load(session, path, LocalIn, **workers)
+        assert "\n" not in str(raised.value)
+
+    async def test_values(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """What a model makes of a row has to reach the caller."""
+        path = tmp_path / "authors.csv"
+        path.write_text("code,name\nc,C\n")
+        with pytest.raises(LoadError, match="read cannot be sent: ") as raised:
+            await load(session, path, UnsendableIn, **workers)
         assert "\n" not in str(raised.value)
 
     async def test_shut_down(self, session: AsyncSession, tmp_path: Path) -> None:

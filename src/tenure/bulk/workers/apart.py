@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Connection, Engine, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -25,7 +25,7 @@ from ..load import (
 )
 from ..read import Part, Parts
 from .crew import Crew
-from .done import Done
+from .done import Done, DonePart, place_of
 from .jobs import Access, Into, Loaded, LoadPart
 from .reports import add
 
@@ -56,9 +56,13 @@ class Apart:
         self._options = options
         self.layouts = into.layouts
         self._mapper = self.layouts.mapper
-        statement = insert(self._mapper)
-        self._engine = session.get_bind(self._mapper, clause=statement).engine
-        self._check(session)
+        self._named = named_by(self._mapper, self.layouts.into.model_fields)
+        binds = {
+            session.get_bind(mapper, clause=insert(mapper))
+            for mapper in (self._mapper, *self._named)
+        }
+        self._check(session, binds)
+        self._engine = next(iter(binds)).engine
         self._access = _access_to(session, self._engine)
         self._resumes = resume is not None
         load_id = getattr(resume, "load_id", resume) or uuid.uuid4().hex
@@ -67,10 +71,11 @@ class Apart:
             into=self._mapper.class_.__name__, load_id=load_id, resume=None
         )
         self._started = perf_counter()
+        self._earlier: dict[int, DonePart] = {}
         self._loaded: dict[int, Loaded] = {}
         self._parts: dict[int, Part] = {}
 
-    def _check(self, session: Session) -> None:
+    def _check(self, session: Session, binds: Collection[Engine | Connection]) -> None:
         """
         Refuse what cannot be done by part.
 
@@ -78,7 +83,17 @@ class Apart:
             LoadError: It is something like this.
         """
         options = self._options
-        if self._engine.dialect.name == "sqlite":
+        if any(isinstance(bind, Connection) for bind in binds):
+            raise LoadError(
+                "the session is bound to a connection, which workers cannot use; bind "
+                "it to an engine, or say commit='once'"
+            )
+        if len({bind.engine for bind in binds}) > 1:
+            raise LoadError(
+                "the rows and what they name are in several databases, and a worker "
+                "knows one; say commit='once'"
+            )
+        if any(bind.dialect.name == "sqlite" for bind in binds):
             raise LoadError(
                 "SQLite has one writer at a time, so parts cannot be committed apart; "
                 "say commit='once', and workers validate what this process writes"
@@ -97,7 +112,7 @@ class Apart:
             )
         own = [
             mapper.class_.__name__
-            for mapper in named_by(self._mapper, self.layouts.into.model_fields)
+            for mapper in self._named
             if is_kin(mapper, self._mapper)
         ]
         if own:
@@ -125,17 +140,19 @@ class Apart:
         done = self._done
         self.report.bytes_total = parts.total
         if self._resumes:
-            for number, (its, rejects) in done.go_on(self._engine, about).items():
-                self._loaded[number] = Loaded(its, rejects)
+            self._earlier = done.go_on(self._engine, about)
+            for number, part in self._earlier.items():
+                self._loaded[number] = Loaded(part.report, part.rejects)
         else:
             done.begin(self._engine, about)
         for earlier in self._loaded.values():
             file.write_all(earlier.rejects)
         try:
             # The parts are tiny, and a cluster may have any number of workers.
+            self._add_up()
             for job, loaded in crew.results(self._jobs(parts), at_once=1_000):
                 self._loaded[job.number] = loaded
-                self._add_up()
+                self._add(job.part, loaded)
                 file.write_all(loaded.rejects)
                 self._tell(between)
             self._add_up()
@@ -160,29 +177,44 @@ class Apart:
         )
         for part in parts:
             self._parts[part.number] = part
-            if part.number not in self._loaded:
+            earlier = self._earlier.get(part.number)
+            if earlier is not None and earlier.place != place_of(part):
+                raise LoadError(
+                    f"the load {self._done.load_id!r} cannot go on: its part "
+                    f"{part.number} was {earlier.place} and is {place_of(part)}, so the "
+                    f"source has changed"
+                )
+            if earlier is not None:
+                self._add(part, self._loaded[part.number])
+            else:
                 yield LoadPart(part, self._into, options, self._access, self._done)
 
     def _add_up(self) -> None:
         """Add up what is done, in the order of the source."""
         before = self.report
-        report = self.report = LoadReport(
+        self.report = LoadReport(
             into=before.into,
             load_id=before.load_id,
             resume=None,
             bytes_total=before.bytes_total,
         )
+        for number, part in sorted(self._parts.items()):
+            self._add(part, self._loaded.get(number))
+
+    def _add(self, part: Part, loaded: Loaded | None) -> None:
+        """Add what a part gave, if it has been loaded."""
+        report = self.report
         # Of several processes at once, only the time that passed means something.
         report.seconds = {"load": perf_counter() - self._started}
-        for number, part in sorted(self._parts.items()):
-            loaded = self._loaded.get(number)
-            if loaded is not None:
-                add(report, loaded.report)
-                report.bytes_read += part.size
-            rows = 0 if loaded is None else loaded.report.rows
-            report.parts.append(
-                PartReport(number, part.file.name, part.lines, rows, loaded is not None)
-            )
+        is_done = loaded is not None and loaded.is_done
+        rows = 0
+        if loaded is not None:
+            add(report, loaded.report)
+            report.bytes_read += part.size
+            rows = loaded.report.rows if is_done else 0
+        report.parts.append(
+            PartReport(part.number, part.file.name, part.lines, rows, is_done)
+        )
 
     def _check_rejected(self) -> None:
         most = self._options.max_errors
@@ -204,10 +236,10 @@ class Apart:
         crew.close()
         # Some may have committed since somebody listened.
         with suppress(SQLAlchemyError):
-            for number, (report, rejects) in self._done.committed(self._engine).items():
+            for number, part in self._done.committed(self._engine).items():
                 if number not in self._loaded:
-                    self._loaded[number] = Loaded(report, rejects)
-                    file.write_all(rejects)
+                    self._loaded[number] = Loaded(part.report, part.rejects)
+                    file.write_all(part.rejects)
         self._add_up()
 
     def _explained(self, error: E) -> E:
@@ -236,4 +268,4 @@ def _access_to(session: Session, engine: Engine) -> Access:
             for key, value in options.items()
             if not key.startswith(_OF_POOLS)
         }
-    return Access({"default": known}, is_async)
+    return Access({"default": known}, is_async, dict(engine.get_execution_options()))

@@ -79,7 +79,14 @@ def run(sent: bytes) -> bytes:
         outcome = pickle.loads(sent)(), None  # noqa: S301  # the caller wrote it
     except Exception as error:  # noqa: BLE001  # the caller raises it
         outcome = None, _sendable(error)
-    return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+    try:
+        return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001  # as above
+        why = LoadError(
+            f"what a worker has read cannot be sent: {said(error)}; let the model give "
+            f"values that pickle knows"
+        )
+        return pickle.dumps((None, why), pickle.HIGHEST_PROTOCOL)
 
 
 def _sendable(error: Exception) -> Exception:

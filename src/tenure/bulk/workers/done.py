@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -18,20 +18,31 @@ from sqlalchemy import (
     Text,
     delete,
     insert,
+    inspect,
     select,
     update,
 )
 from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ...errors import LoadError
 from ..load import LoadReport
+from ..read import Part
 from .reports import report_of, text_of
 
 #: The number of the row of the load itself.
 _LOAD = -1
 _WANTED = "wanted"
 _GIVEN_UP = "given up"
+
+
+class DonePart(NamedTuple):
+    """What a part gave that is done: its report, its rejected rows, where it is."""
+
+    report: LoadReport
+    rejects: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Done:
             MetaData(schema=schema or None),
             Column("load_id", String(32), primary_key=True),
             Column("part", Integer, primary_key=True, autoincrement=False),
+            Column("place", long),
             Column("report", long),
             Column("rejects", long),
         )
@@ -75,21 +87,31 @@ class Done:
 
     def begin(self, engine: Engine, about: dict[str, Any]) -> None:
         """Make the table, if it is not there, and the row of a new load."""
-        self.table.create(engine, checkfirst=True)
-        values = self.begun(_LOAD) | {"report": json.dumps(about), "rejects": _WANTED}
+        self._make_table(engine)
+        values = {
+            **self._row(_LOAD),
+            "report": json.dumps(about),
+            "rejects": _WANTED,
+        }
         with engine.begin() as connection:
             connection.execute(insert(self.table).values(values))
 
-    def go_on(
-        self, engine: Engine, about: dict[str, Any]
-    ) -> dict[int, tuple[LoadReport, str]]:
+    def _make_table(self, engine: Engine) -> None:
+        try:
+            self.table.create(engine, checkfirst=True)
+        except SQLAlchemyError:
+            # Another load may have been faster.
+            if not inspect(engine).has_table(self.table.name, schema=self.table.schema):
+                raise
+
+    def go_on(self, engine: Engine, about: dict[str, Any]) -> dict[int, DonePart]:
         """
         Go on with a load that was cut short; return what each part that is done gave.
 
         Raises:
             LoadError: There is no such load, or it was another one.
         """
-        self.table.create(engine, checkfirst=True)
+        self._make_table(engine)
         with engine.begin() as connection:
             rows = self._rows(connection)
             if _LOAD not in rows:
@@ -97,7 +119,7 @@ class Done:
                     f"the table {self.table_name!r} knows no load {self.load_id!r}: it "
                     f"is complete, or its table has another name (parts_table=)"
                 )
-            before = json.loads(rows.pop(_LOAD)[0])
+            before = json.loads(rows.pop(_LOAD).report)
             changed = [name for name in about if before.get(name) != about[name]]
             if changed:
                 raise LoadError(
@@ -110,18 +132,16 @@ class Done:
             connection.execute(self._of_load().values(rejects=_WANTED))
         return _read(rows)
 
-    def committed(self, engine: Engine) -> dict[int, tuple[LoadReport, str]]:
+    def committed(self, engine: Engine) -> dict[int, DonePart]:
         """Return what each part that is done gave."""
         with engine.begin() as connection:
             rows = self._rows(connection)
         rows.pop(_LOAD, None)
         return _read(rows)
 
-    def _rows(self, connection: Connection) -> dict[int, tuple[str, str]]:
-        table = self.table
-        statement = select(table.c.part, table.c.report, table.c.rejects)
-        found = connection.execute(statement.where(table.c.load_id == self.load_id))
-        return {part: (report, rejects) for part, report, rejects in found}
+    def _rows(self, connection: Connection) -> dict[int, Any]:
+        statement = select(self.table).where(self.table.c.load_id == self.load_id)
+        return {row.part: row for row in connection.execute(statement)}
 
     def give_up(self, engine: Engine) -> None:
         """Tell workers that are at it not to commit."""
@@ -142,18 +162,21 @@ class Done:
 
     # By workers
 
-    def begun(self, number: int) -> dict[str, Any]:
+    def begun(self, part: Part) -> dict[str, Any]:
         """Return the row of a part."""
+        return {**self._row(part.number), "place": place_of(part)}
+
+    def _row(self, number: int) -> dict[str, Any]:
         return {"load_id": self.load_id, "part": number}
 
-    def found(self, session: Session, number: int) -> tuple[LoadReport, str] | None:
-        """Return what a part that is done gave: its report and its rejected rows."""
+    def found(self, session: Session, number: int) -> DonePart | None:
+        """Return what a part that is done gave."""
         table = self.table
-        statement = select(table.c.report, table.c.rejects).where(
+        statement = select(table).where(
             table.c.load_id == self.load_id, table.c.part == number
         )
         row = session.execute(statement).one_or_none()
-        return None if row is None else (report_of(row[0]), row[1] or "")
+        return None if row is None else _done_part(row)
 
     def note(
         self, session: Session, number: int, report: LoadReport, rejects: str
@@ -177,8 +200,15 @@ class Done:
         return bool(state == _WANTED)
 
 
-def _read(rows: dict[int, tuple[str, str]]) -> dict[int, tuple[LoadReport, str]]:
-    return {
-        part: (report_of(report), rejects or "")
-        for part, (report, rejects) in rows.items()
-    }
+def _read(rows: dict[int, Any]) -> dict[int, DonePart]:
+    return {number: _done_part(row) for number, row in rows.items()}
+
+
+def _done_part(row: Any) -> DonePart:
+    return DonePart(report_of(row.report), row.rejects or "", row.place)
+
+
+def place_of(part: Part) -> str:
+    """Return where in its source a part is, as text."""
+    where = part.groups or f"{part.start}-{part.stop}"
+    return f"{part.file.name} {where} {part.lines}"

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from time import monotonic
+from random import uniform
+from time import monotonic, sleep
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from ..._private import is_autocommit
 from ...engines import DatabaseManager
-from ...errors import LoadError, RejectedRowsError
+from ...errors import LoadError, RejectedRowsError, wrap
 from ...mapping import mapper_of
 from ...models import entity_of, spec_of
 from ..load import Layouts, LoadOptions, LoadReport, Validated, load, validated
 from ..read import Part, ReadOptions, Records
 from .done import Done
 
+#: How many times a part is loaded that the database undoes.
+_TRIALS = 5
 #: Seconds after which a worker asks again whether its load goes on.
 _ASKED_AGAIN = 1.0
 
@@ -83,6 +87,7 @@ class Validate:
     into: Into
     reading: ReadOptions
     batch_size: int
+    start: int
 
     @property
     def number(self) -> int:
@@ -102,7 +107,9 @@ class Validate:
     def __call__(self) -> Validated | None:
         """Return its records; ``None``: it has none."""
         layouts = self.into.layouts
-        with Records(self.part, self.reading, accepted=layouts.accepted) as records:
+        with Records(
+            self.part, self.reading, accepted=layouts.accepted, start=self.start
+        ) as records:
             batches = validated(records, layouts, self.batch_size)
             first = next(batches, None)
             return None if first is None else first.joined(batches)
@@ -110,10 +117,17 @@ class Validate:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a worker reaches the database: what a :class:`DatabaseManager` is told."""
+    """
+    How a worker reaches the database.
+
+    Attributes:
+        database: What a :class:`DatabaseManager` is told.
+        options: Execution options of the engine, such as ``schema_translate_map``.
+    """
 
     database: Any
     is_async: bool
+    options: Mapping[str, Any]
 
     def use(self, work: Callable[[Session], Any]) -> Any:
         """Call *work* with a session of a connection of its own."""
@@ -121,14 +135,16 @@ class Access:
         if self.is_async:
             return asyncio.run(self._use(manager, work))
         try:
-            with Session(manager.engine("default")) as session:
+            engine = manager.engine("default").execution_options(**self.options)
+            with Session(engine) as session:
                 return work(session)
         finally:
             manager.dispose()
 
     async def _use(self, manager: Any, work: Callable[[Session], Any]) -> Any:
         try:
-            async with AsyncSession(manager.engine("default", True)) as session:
+            engine = manager.engine("default", True).execution_options(**self.options)
+            async with AsyncSession(engine) as session:
                 return await session.run_sync(work)
         finally:
             await manager.adispose()
@@ -174,20 +190,39 @@ class LoadPart:
         return f"{self.into.needs}, a way to the database"
 
     def __call__(self) -> Loaded:
-        """Load it."""
-        return self.access.use(self._load)  # type: ignore[no-any-return]  # of any work
+        """
+        Load it; again after what ends a transaction by chance, such as a deadlock.
+
+        Parts that write into the same tables may wait for each other's rows.
+        """
+        left = _TRIALS
+        while True:
+            try:
+                return self.access.use(self._load)  # type: ignore[no-any-return]  # of any work
+            except SQLAlchemyError as error:
+                left -= 1
+                if not left or not wrap(error).retryable:
+                    raise
+                # Not again at the same time as the other one.
+                sleep(uniform(0, 0.1 * 2 ** (_TRIALS - left)))  # noqa: S311  # no secret
 
     def _load(self, session: Session) -> Loaded:
         done, number = self.done, self.number
+        if is_autocommit(session.connection()):
+            raise LoadError(
+                "the engine commits each statement by itself (AUTOCOMMIT), so a part "
+                "and the note that it is done cannot be written together; use an engine "
+                "with transactions, or commit='batch'"
+            )
         try:
             # Whoever else is at this part ends first: the key is unique.
-            session.execute(insert(done.table).values(done.begun(number)))
+            session.execute(insert(done.table).values(done.begun(self.part)))
         except IntegrityError:
             session.rollback()
             found = done.found(session, number)
             if found is None:
                 raise
-            return Loaded(*found)
+            return Loaded(found.report, found.rejects)
         rejects = io.StringIO()
         asked = monotonic()
 

@@ -25,7 +25,7 @@ from ..load import (
     Validated,
     load,
 )
-from ..read import Part, Parts, Records, cut
+from ..read import Accepted, Parts, Records, cut
 from .apart import Apart
 from .crew import Crew, Waits
 from .jobs import Into, Validate
@@ -130,7 +130,7 @@ def _supplied(
     layouts: Layouts,
 ) -> Iterator[_Supply]:
     with opened(source, options, sharing, PART_BYTES, layouts) as parts:
-        yield _Supply(parts, into, options, crew)
+        yield _Supply(parts, into, options, crew, layouts.accepted)
 
 
 class _Supply:
@@ -139,10 +139,15 @@ class _Supply:
     is_async = False
 
     def __init__(
-        self, parts: Parts, into: Into, options: LoadOptions, crew: Crew
+        self,
+        parts: Parts,
+        into: Into,
+        options: LoadOptions,
+        crew: Crew,
+        accepted: Accepted,
     ) -> None:
-        self._parts = parts
         self._options = options
+        self._accepted = accepted
         self.header = parts.header
         self.json = parts.json
         self.ignored = parts.ignored
@@ -154,7 +159,10 @@ class _Supply:
         #: How far it has been taken.
         self.position = 0
         jobs: Iterator[Any] = (
-            Validate(part, into, options.reading, options.batch_size) for part in parts
+            Validate(
+                part, into, options.reading, options.batch_size, start=options.start
+            )
+            for part in parts
         )
         # What is done and waits is in memory.
         at_once = 2 * (os.cpu_count() or 1) + 2
@@ -178,7 +186,10 @@ class _Supply:
             job, batch = found
             self.position += job.part.size
             if batch is not None:
-                reread = Reread(job.part, self._options.reading, batch.lines[-1])
+                opening = partial(
+                    Records, job.part, self._options.reading, accepted=self._accepted
+                )
+                reread = Reread(opening, batch.lines[-1])
                 self._again.append(reread)
                 self._taken = (
                     batch if self._taken is None else self._taken.joined([batch])
@@ -201,16 +212,15 @@ class Reread:
         last: The last line of the part.
     """
 
-    def __init__(self, part: Part, reading: Any, last: int) -> None:
-        self._part = part
-        self._reading = reading
+    def __init__(self, opening: Callable[[], Records], last: int) -> None:
+        self._opening = opening
         self._rows: dict[int, Any] | None = None
         self.last = last
 
     def row(self, line: int) -> Any:
         """Return the row of a line."""
         if self._rows is None:
-            with Records(self._part, self._reading) as records:
+            with self._opening() as records:
                 self._rows = dict(records.take(1 << 62))
         return self._rows[line]
 

@@ -240,9 +240,9 @@ class _Waiting:
         self._connection = connection
         self._then = then
 
-    def wait(self, steps: Generator[Any, Any, Any], *options: Any) -> Any:
+    def wait(self, steps: Generator[Any, Any, Any], *options: Any, **named: Any) -> Any:
         """Wait for what *steps* yields, as the connection does."""
-        return self._connection.wait(self._interposed(steps), *options)
+        return self._connection.wait(self._interposed(steps), *options, **named)
 
     def _interposed(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         from psycopg.waiting import Wait
