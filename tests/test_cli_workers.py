@@ -83,7 +83,14 @@ class TestParts:
         assert 0 == load(sqlite_shop, source, "--workers", "2", "--parts", "3")
         assert 100 == cities(sqlite_shop)
         assert 2 == load(sqlite_shop, source, *PARTS)
-        assert "say commit='once'" in capsys.readouterr().err
+        assert "say --commit 'once'" in capsys.readouterr().err
+        assert 2 == load(sqlite_shop, source, "--commit", "part")
+        assert "with --workers or --dask" in capsys.readouterr().err
+
+    def test_mapped_class(self, sqlite_shop: str, source: str) -> None:
+        options = ("--into", "tests.fixtures.shop:City", "--workers", "2")
+        assert 0 == load(sqlite_shop, source, *options, "--parts", "2")
+        assert 100 == cities(sqlite_shop)
 
 
 @pytest.fixture

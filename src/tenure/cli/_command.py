@@ -25,7 +25,10 @@ from ._signals import interruptible
 from ._workers import executor
 
 # The options that messages name.
-_NAMED = "delimiter|encoding|errors|format|header|ignore|path|skip_rows"
+_NAMED = (
+    "commit|delimiter|encoding|errors|format|header|ignore|parts_table|path|resume|"
+    "skip_rows"
+)
 
 DONE, NOTHING, USAGE, IN_PART, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -53,10 +56,11 @@ class Command:
     ) -> int:
         """Load and print; give the exit code."""
         error = None
+        by_part = options["commit"] == "part" or options["resume"] is not None
         try:
             with (
                 interruptible() as interrupts,
-                executor(workers, dask) as shared,
+                executor(workers, dask, by_part=by_part) as shared,
                 self._shown(),
             ):
                 job = Job(

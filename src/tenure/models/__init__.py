@@ -1,6 +1,6 @@
 """Mapped classes as Pydantic types, and Pydantic models of mapped classes."""
 
-from .made import spec_of
+from .made import made_of, spec_of
 from .resource import (
     Resource,
     Spec,
@@ -50,6 +50,7 @@ __all__ = [
     "items_of",
     "label_of",
     "lift",
+    "made_of",
     "names_accepted",
     "spec_of",
     "unconnected_in",

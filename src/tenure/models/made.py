@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Optional
+from weakref import WeakKeyDictionary
 
 from pydantic import create_model
 from sqlalchemy.orm.interfaces import MANYTOONE
@@ -39,4 +40,14 @@ def spec_of(entity: type[Any]) -> type[Spec[Any]]:
         __module__=entity.__module__,
         **fields,
     )
+    _made[made] = entity
     return made
+
+
+#: What each model was made of.
+_made: WeakKeyDictionary[type[Any], type[Any]] = WeakKeyDictionary()
+
+
+def made_of(model: type[Any]) -> type[Any] | None:
+    """Return the mapped class that :func:`spec_of` made a model of, if it did."""
+    return _made.get(model)

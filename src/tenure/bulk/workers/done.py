@@ -117,7 +117,7 @@ class Done:
             if _LOAD not in rows:
                 raise LoadError(
                     f"the table {self.table_name!r} knows no load {self.load_id!r}: it "
-                    f"is complete, or its table has another name (parts_table=)"
+                    f"is complete, or its table has another name; say parts_table="
                 )
             before = json.loads(rows.pop(_LOAD).report)
             changed = [name for name in about if before.get(name) != about[name]]

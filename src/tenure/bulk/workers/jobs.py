@@ -20,7 +20,7 @@ from ..._private import is_autocommit
 from ...engines import DatabaseManager
 from ...errors import LoadError, RejectedRowsError, wrap
 from ...mapping import mapper_of
-from ...models import entity_of, spec_of
+from ...models import entity_of, made_of, spec_of
 from ..load import Layouts, LoadOptions, LoadReport, Validated, load, validated
 from ..read import Part, ReadOptions, Records
 from .done import Done
@@ -47,7 +47,8 @@ class Into:
         bind = session.get_bind(mapper_of(entity), clause=insert(entity))
         fields = options.update_fields
         return cls(
-            given,
+            # No module has what spec_of() has made.
+            made_of(given) or given,
             bind.dialect.name,
             options.on_conflict,
             None if fields is None else tuple(fields),
