@@ -51,7 +51,7 @@ OPTIONAL = {
     # An extra.
     ("bulk.read.files", "fsspec"),
     ("cli._workers", "dask.distributed"),
-    ("bulk.read.compressed", "zstandard"),
+    ("bulk.read.streams", "zstandard"),
     ("bulk.read.json_files", "ijson"),
     ("bulk.read.parquet", "pyarrow"),
     ("bulk.write.copy", "psycopg.copy"),

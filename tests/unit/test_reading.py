@@ -15,7 +15,11 @@ import zipfile
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import (
+    BaseHTTPRequestHandler,
+    SimpleHTTPRequestHandler,
+    ThreadingHTTPServer,
+)
 from pathlib import Path
 from typing import Any
 
@@ -582,6 +586,46 @@ class TestUrls:
             with pytest.raises(LoadError, match=f"cannot read '{url}': .*"):
                 read(url)
             server.shutdown()
+
+    def test_breaks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A network that breaks in the middle is an error that names the line."""
+        data = b"a,b\n" + b"1,2\n" * 2_000_000
+
+        class Breaking(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                first, _, last = self.headers.get("Range", "bytes=0-")[6:].partition(
+                    "-"
+                )
+                part = data[int(first) : int(last) + 1 if last else None]
+                self.send_response(206 if last else 200)
+                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("Content-Length", str(len(part)))
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(part if first == "0" else part[:9])
+
+            do_GET = do_HEAD  # noqa: N815  # its name
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://me:secret@127.0.0.1:{server.server_port}/x.csv"
+            with Records(url, ReadOptions()) as records:
+                assert 1_000_000 == len(records.take(1_000_000))
+                with pytest.raises(LoadError, match=r"at line 1\d{6}: Resp") as raised:
+                    records.take(1_000_000)
+            server.shutdown()
+        assert "secret" not in str(raised.value)
+
+    def test_passwords(self) -> None:
+        """Who may read it is nobody's business."""
+        for url in ("http://me:secret@127.0.0.1:1/x.csv", "no://me:secret@x/*.csv"):
+            with pytest.raises(LoadError, match=r"cannot read '\w+://[1x]") as raised:
+                read(url)
+            assert "secret" not in str(raised.value)
 
     @pytest.mark.parametrize("name", ["none.csv", ""])
     def test_missing(self, url: str, name: str) -> None:

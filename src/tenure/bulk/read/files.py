@@ -21,8 +21,8 @@ from urllib.parse import unquote
 from zipfile import BadZipFile, ZipFile
 
 from ...errors import LoadError, said
-from .compressed import decompressed
 from .options import FORMATS, Format
+from .streams import decompressed, remote
 from .undecoded import seen
 
 #: What may be wrong with the bytes of a file.
@@ -32,6 +32,8 @@ DAMAGED = (
 )
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+#: The user and the password in a URL.
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
 #: What Hive calls the folder of rows that have NULL in the column it is named after.
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 
@@ -109,7 +111,7 @@ class File:
 
 def _cannot_read(name: str, error: Exception) -> LoadError:
     why = (isinstance(error, OSError) and error.strerror) or said(error)
-    return LoadError(f"cannot read {name!r}: {why}")
+    return LoadError(_USER.sub("", f"cannot read {name!r}: {why}"))
 
 
 def _plain(name: str) -> str:
@@ -166,7 +168,7 @@ def _open_local(path: str, stack: ExitStack) -> Any:
 
 def _open_remote(system: Any, path: str, stack: ExitStack) -> Any:
     try:
-        return stack.enter_context(system.open(path, "rb"))
+        return stack.enter_context(remote(system.open(path, "rb")))
     except Exception as error:
         raise OSError(said(error)) from error
 
@@ -214,7 +216,7 @@ def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
         import fsspec
     except ImportError as error:
         raise LoadError(
-            f"reading {url!r} needs fsspec; install tenure[remote]"
+            f"reading {_USER.sub('', url)!r} needs fsspec; install tenure[remote]"
         ) from error
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
@@ -229,12 +231,12 @@ def _remote(url: str, options: Mapping[str, Any]) -> list[File]:
         # Each file system has errors of its own.
         raise _cannot_read(url, error) from error
     if not files:
-        raise LoadError(f"no file matches {url!r}")
+        raise LoadError(_USER.sub("", f"no file matches {url!r}"))
     return [member for file in files for member in _members(file)]
 
 
 def _of_system(system: Any, path: str, url: str) -> File:
-    name = url if path in url else system.unstrip_protocol(path)
+    name = _USER.sub("", url if path in url else system.unstrip_protocol(path))
     opening = partial(_open_remote, system, path)
     size = int(system.size(path) or 0)
     return File(name, opening, path.partition("?")[0], size, is_remote=True)

@@ -1,4 +1,4 @@
-"""Compressed files; those of Zstandard need the extra ``zstd``."""
+"""Bytes that are compressed, or come over a network. Zstandard needs an extra, ``zstd``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,52 @@ def decompressed(raw: Any, name: str, stack: ExitStack) -> Any:
         case _:
             return raw
     return stack.enter_context(opened)
+
+
+def remote(raw: Any) -> Any:
+    """Return a file of some file system, whose errors are those of any file."""
+    return io.BufferedReader(_Remote(raw))
+
+
+class _Remote(io.RawIOBase):
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def _do(self, name: str, *given: Any) -> Any:
+        try:
+            return getattr(self._raw, name)(*given)
+        except (OSError, ValueError):
+            raise
+        except Exception as error:
+            raise OSError(said(error)) from error
+
+    def readable(self) -> bool:
+        """Whether it can be read: it can."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it can be sought in."""
+        return bool(self._do("seekable"))
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, and return it."""
+        return int(self._do("seek", place, whence))
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return int(self._do("tell"))
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes into *buffer*; give how many, none at the end."""
+        some = self._do("read", len(buffer))
+        buffer[: len(some)] = some
+        return len(some)
+
+    def close(self) -> None:
+        """Close it."""
+        if not self.closed:
+            self._do("close")
+        super().close()
 
 
 class Zstandard(io.RawIOBase):
