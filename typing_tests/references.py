@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Annotated, assert_type
 
 import sqlmodel
@@ -81,7 +82,12 @@ def scopes_give_sessions(db: Database) -> None:
         assert_type(session, Session)
         assert_type(bulk.get(City), list[City])
         assert_type(bulk.resolve(), Resolution)
-        assert_type(bulk.load("x.csv", CityIn), LoadReport)
+        report = bulk.load("x.csv", CityIn)
+        assert_type(report, LoadReport)
+        with ProcessPoolExecutor(2) as pool:
+            bulk.load("x.csv", CityIn, executor=pool, commit="part", resume=report)
+        assert_type(report.load_id, str | None)
+        assert_type([part.done for part in report.parts], list[bool])
 
 
 async def async_scopes_give_async_sessions(db: Database) -> None:
