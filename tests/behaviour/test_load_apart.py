@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, func, inspect, select, text
+from sqlalchemy import create_engine, event, func, inspect, select, text
 from sqlalchemy.exc import ProgrammingError
 
 from tenure import (
@@ -22,7 +22,13 @@ from tenure import (
     Session,
 )
 from tests.fixtures.models import Author, Base, Book
-from tests.fixtures.shared import AuthorIn, BookIn, DeadlyIn, NodeIn
+from tests.fixtures.shared import (
+    AuthorIn,
+    BookIn,
+    DeadlyIn,
+    NodeIn,
+    StampingSession,
+)
 
 
 @pytest.fixture
@@ -144,6 +150,51 @@ class TestDone:
         assert 40 == seen[-1][0]
         assert all(kept <= there for kept, there in seen)
 
+    @pytest.mark.parametrize("on_conflict", ["update", "skip"])
+    def test_order(
+        self, db: Database, processes: Executor, tmp_path: Path, on_conflict: Any
+    ) -> None:
+        """Of rows with one key the last one stays, or the first, as in one process."""
+        path = tmp_path / "authors.csv"
+        lines = [f"{code},{age}\n" for age in ("old", "new") for code in names(200)]
+        path.write_text("".join(["code,name\n", *lines]))
+
+        load(db, path, executor=processes, on_conflict=on_conflict)
+
+        with db.session_manager() as session:
+            found = set(session.scalars(select(Author.name).where(Author.name != "")))
+        assert {"new" if on_conflict == "update" else "old"} == found
+
+    def test_many_rejects(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """More than a server takes at once."""
+        path = authors(tmp_path / "authors.csv", ["x" * 2_000] * 3_000)
+        rejects = tmp_path / "rejects.jsonl"
+
+        report = load(
+            db,
+            path,
+            executor=processes,
+            parts=1,
+            max_errors=None,
+            rejects=str(rejects),
+            parts_table="many_parts",
+        )
+
+        assert 3_000 == report.rejected == len(rejects.read_text().splitlines())
+
+    def test_refused_rejects(
+        self, db: Database, processes: Executor, tmp_path: Path
+    ) -> None:
+        """A load that does not begin leaves the file of another one as it is."""
+        rejects = tmp_path / "rejects.jsonl"
+        rejects.write_text("{}\n")
+        path = authors(tmp_path / "authors.csv", names(2))
+        with pytest.raises(LoadError, match="knows no load"):
+            load(db, path, executor=processes, rejects=str(rejects), resume="x")
+        assert "{}\n" == rejects.read_text()
+
 
 class TestCutShort:
     def test_rejected(self, db: Database, processes: Executor, tmp_path: Path) -> None:
@@ -159,6 +210,8 @@ class TestCutShort:
         report: Any = raised.value.report
         there = len(codes(db))
         assert there == report.kept == report.created
+        assert there == sum(part.rows for part in report.parts if part.done)
+        assert not all(part.done for part in report.parts)
         assert 1 <= report.rejected == len(rejects.read_text().splitlines())
         assert report.load_id in "".join(raised.value.__notes__)
         again = load(
@@ -262,7 +315,9 @@ class TestDeath:
         path = authors(tmp_path / "authors.csv", [*names(30), "die2", *names(60)[30:]])
         (flags / "die2").touch()
         try:
-            with pytest.raises(LoadError, match=r"part \d .*given to a worker twice"):
+            with pytest.raises(
+                LoadError, match=r"part \d .*given to a worker once more"
+            ):
                 load(db, path, DeadlyIn, executor=own)
         finally:
             (flags / "die2").unlink()
@@ -275,7 +330,7 @@ class TestDeath:
         path = authors(tmp_path / "authors.csv", [*names(50), "die3"])
         (flags / "die3").touch()
         try:
-            with pytest.raises(LoadError, match="worker twice") as raised:
+            with pytest.raises(LoadError, match="worker once more") as raised:
                 load(db, path, DeadlyIn, executor=own)
         finally:
             (flags / "die3").unlink()
@@ -316,7 +371,9 @@ class TestDeath:
         path = authors(tmp_path / "authors.csv", [*names(60), "die2"])
         (flags / "die2").touch()
         try:
-            with pytest.raises(LoadError, match=r"part 3 .*given to a worker twice"):
+            with pytest.raises(
+                LoadError, match=r"part 3 .*given to a worker once more"
+            ):
                 load(db, path, DeadlyIn, executor=own, commit="once")
         finally:
             (flags / "die2").unlink()
@@ -416,23 +473,61 @@ class TestRefused:
                 assert 20 == connection.scalar(text(count.format("other")))
                 assert 0 == connection.scalar(text(count.format("public")))
 
-    def test_no_way_to_the_database(
-        self, db: Database, processes: Executor, tmp_path: Path
-    ) -> None:
-        """An engine that was made by hand may be reached by this process only."""
+    def test_engines(self, db: Database, processes: Executor, tmp_path: Path) -> None:
+        """Workers make an engine of their own, from what a Database was told."""
         path = authors(tmp_path / "authors.csv", names(2))
         made = db.manager.engines["default"]
-        given, named = made.dialect.create_connect_args(made.url)
-        engine = create_engine(
-            made.url.set(port=1, host="127.0.0.1"),
-            creator=lambda: made.dialect.connect(*given, **named),
-        )
+        engine = create_engine(made.url)
         with Session(engine) as session, session.bulk() as bulk:
-            with pytest.raises(Exception, match=r"(?i)refused|connect") as raised:
+            with pytest.raises(LoadError, match="the engine was made by the program"):
                 bulk.load(path, AuthorIn, executor=processes, commit="part")
         engine.dispose()
-        assert isinstance(raised.value, DatabaseError)
+        event.listen(made, "connect", lambda *_: None)
+        with pytest.raises(LoadError, match="the engine has a listener for connect"):
+            load(db, path, executor=processes)
         assert [] == codes(db)
+
+    def test_listeners(self, db: Database, processes: Executor, tmp_path: Path) -> None:
+        """Those of a class have a say in workers as well; others are refused."""
+        path = authors(tmp_path / "authors.csv", names(6))
+        engine = db.manager.engines["default"]
+        with StampingSession(engine) as session, session.bulk() as bulk:
+            bulk.load(path, AuthorIn, executor=processes, commit="part", parts=2)
+        with db.session_manager() as session:
+            stamped = select(func.count()).where(Author.email == "stamped")
+            assert 6 == session.scalar(stamped)
+        with Session(engine) as session, session.bulk() as bulk:
+            event.listen(session, "before_flush", lambda *_: None)
+            with pytest.raises(LoadError, match="has a listener for before_flush"):
+                bulk.load(path, AuthorIn, executor=processes, commit="part")
+
+    def test_databases(
+        self, server_url: str, processes: Executor, tmp_path: Path
+    ) -> None:
+        """What rows name has to be where they are."""
+
+        class Elsewhere:
+            def db_for_read(self, resource: Any, **_: Any) -> str | None:
+                return "other" if resource is Author else None
+
+            db_for_write = db_for_read
+
+        path = tmp_path / "books.csv"
+        path.write_text("isbn,title,author\n1,one,a\n")
+        two = {"default": server_url, "other": server_url}
+        with (
+            Database(two, routers=[Elsewhere()]) as db,
+            pytest.raises(LoadError, match="are in several databases"),
+        ):
+            load(db, path, BookIn, executor=processes)
+
+    @pytest.mark.parametrize("resume", ["", b"x", 5, LoadReport()])
+    def test_resume(
+        self, db: Database, processes: Executor, tmp_path: Path, resume: Any
+    ) -> None:
+        path = authors(tmp_path / "authors.csv", names(2))
+        with pytest.raises(LoadError, match="resume is the report, or the load_id"):
+            load(db, path, executor=processes, resume=resume)
 
 
 def test_async(async_server_url: str, processes: Executor, tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ class SessionBulk(Bulk):
         """
         Load rows: validate each, resolve its references, write it.
 
-        Memory is bounded by *batch_size*, whatever the length of the source. A row
+        Memory is bounded by *batch_size*, whatever the length of the source, and with
+        an *executor* by some parts. A row
         may name another one of the source, before or after it.
         Ends the session's transaction: commits it (*commit* ``"once"``: at the
         end, ``"batch"``: after each batch) or rolls it back. An error of whatever
@@ -384,7 +385,7 @@ def _work(
             parts=parts,
             resume=resume,
             parts_table=parts_table,
-            waits=workers.let_others_run if is_async else workers.wait_for,
+            waits=workers.InLoop() if is_async else workers.wait_for,
         )
         return partial(workers.load_shared, sharing=sharing)
     for wanted, is_said in (

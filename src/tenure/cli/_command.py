@@ -30,6 +30,9 @@ _NAMED = (
     "skip_rows"
 )
 
+#: What the note of an error says that came up in a worker, before the place.
+_IN_WORKER = "in a worker: "
+
 DONE, NOTHING, USAGE, IN_PART, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -123,7 +126,14 @@ class Command:
             if isinstance(error, OSError) and error.filename is not None:
                 text = f"cannot write {error.filename!r}: {error.strerror}"
             return self._unfinished(), "; ".join([text, *(notes or [self._kept()])])
-        place = place_of(error)
+        place = place_of(error) or next(
+            (
+                note.removeprefix(_IN_WORKER)
+                for note in _notes(error)
+                if note.startswith(_IN_WORKER)
+            ),
+            None,
+        )
         if place is None:
             return None
         message = f"{type(error).__name__}: {said(error)} ({place})"

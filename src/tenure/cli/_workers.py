@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -37,16 +39,27 @@ def executor(workers: int | None, dask: str | None, *, by_part: bool) -> Iterato
         with _client(dask) as client:
             yield client.get_executor(pure=False)
     elif workers is not None:
-        # A Ctrl-C reaches all processes; this one tells the others what to do.
         with ProcessPoolExecutor(
             workers,
             multiprocessing.get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
+            initializer=_begin_worker,
         ) as pool:
             yield pool
     else:
         yield None
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, which says what to do; end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _client(address: str) -> Any:

@@ -11,7 +11,7 @@ from .commits import (
 )
 from .counting import changes
 from .drivers import is_async_url
-from .manager import DatabaseManager
+from .manager import DatabaseManager, recipe_of
 from .read_only import begin_reading, end_reading
 from .sqlite import begin_late
 
@@ -27,6 +27,7 @@ __all__ = [
     "end_commit",
     "end_reading",
     "is_async_url",
+    "recipe_of",
     "refuse_ended",
     "watch_commits",
 ]

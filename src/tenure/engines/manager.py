@@ -229,6 +229,12 @@ class DatabaseManager(Mapping[str, URL]):
             pair.after_fork()
 
 
+def recipe_of(engine: object) -> dict[str, Any] | None:
+    """Return what :meth:`DatabaseManager.recipe` of the manager that made it returns."""
+    recipes = (manager.recipe(engine) for manager in list(_managers))
+    return next((recipe for recipe in recipes if recipe is not None), None)
+
+
 def _checked(routers: Any) -> list[Any]:
     """
     Return the routers as a list.

@@ -165,6 +165,48 @@ class TestEqual:
         assert {str(path) for path in paths} == {r.file for r in expected.rejects}
         assert told(expected) == told(await load(session, paths, **options, **workers))
 
+    async def test_errors_in_order(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """What is wrong with a later file does not hide what came before."""
+        paths = [written(tmp_path / f"{n}.csv", ROWS[:4]) for n in range(2)]
+        paths[1].write_text("isbn,other\n1,2\n")
+        for options in ({}, workers):
+            with pytest.raises(
+                RejectedRowsError, match=r"first at line \d of .*0\.csv"
+            ):
+                await load(session, paths, batch_size=1, **options)
+
+    async def test_names(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Rejected rows are read again as they were, whatever was guessed."""
+        loose, guessed = tmp_path / "loose.csv", tmp_path / "guessed.csv"
+        loose.write_text("CODE , Name\n" + "a,A\nc,C\n" * 3)
+        guessed.write_text("code;name\n" + "a;A\nc;C\n" * 3)
+        common: dict[str, Any] = {"max_errors": None, "dry_run": True}
+        for path, options in ((loose, {"header": "loose"}), (guessed, {})):
+            expected = await load(session, path, AuthorIn, **options, **common)
+            shared = await load(session, path, AuthorIn, **options, **common, **workers)
+            assert expected.rejected
+            assert told(expected) == told(shared)
+
+    async def test_objects(
+        self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Rows that set other fields than those before keep their order."""
+        path = tmp_path / "authors.jsonl"
+        rows = [
+            {"code": f"{'a' if n % 3 else n}"} | ({"name": "N"} if n % 2 else {})
+            for n in range(20)
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        common: dict[str, Any] = {"max_errors": None, "dry_run": True, "batch_size": 3}
+        expected = await load(session, path, AuthorIn, **common)
+        shared = await load(session, path, AuthorIn, **common, **workers)
+        assert expected.rejected
+        assert told(expected) == told(shared)
+
     async def test_json_lines(
         self, session: AsyncSession, workers: dict[str, Any], tmp_path: Path
     ) -> None:

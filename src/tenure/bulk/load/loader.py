@@ -33,7 +33,7 @@ from .layout import Layouts, Rows
 from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
 from .prepared import Ahead, Prepared, received
-from .report import Clock, LoadReport, Rejected, Rejects, RejectsFile
+from .report import Clock, LoadReport, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
 from .validate import Checker, RowValidator
 
@@ -81,6 +81,14 @@ class LoadOptions:
                 f"update_fields is a list of attributes, not {self.update_fields!r}"
             )
 
+    def check_progress(self, *, is_async: bool) -> None:
+        """Refuse a coroutine function that nobody can await."""
+        if iscoroutinefunction(self.progress) and not is_async:
+            raise LoadError(
+                f"progress got the coroutine function {self.progress!r}, which a sync "
+                f"session cannot await; load with an async session"
+            )
+
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "on_missing": ("reject", "null", "create"),
@@ -108,11 +116,7 @@ def load(
         finish: Called with the report when all is written, before the commit.
     """
     progress, rejects, start = options.progress, options.rejects, options.start
-    if iscoroutinefunction(progress) and between is None:
-        raise LoadError(
-            f"progress got the coroutine function {progress!r}, which a sync session "
-            f"cannot await; load with an async session"
-        )
+    options.check_progress(is_async=between is not None)
     if not (isinstance(into, type) and issubclass(into, BaseModel)):
         into = spec_of(into)
     mapper = mapper_of(entity_of(into))
@@ -156,10 +160,6 @@ def _database_file(session: Session, mapper: Mapper[Any]) -> str | None:
 
 def _engine_of(session: Session, mapper: Mapper[Any]) -> Engine:
     return session.get_bind(mapper, clause=insert(mapper)).engine
-
-
-def _line_of(rejected: Rejected) -> int:
-    return rejected[0][0]
 
 
 class _Loader:
@@ -392,7 +392,7 @@ class _Loader:
     def linked(self, prepared: Prepared) -> list[Rows]:
         """Reject what is not valid, and look up what the other rows name."""
         self.rejects.lines.clear()
-        self.rejects.add_all(sorted(prepared.rejected, key=_line_of))
+        self.rejects.add_all(sorted(prepared.rejected, key=lambda r: r[0][0]))
         with self.timed("resolve"):
             self.linker.look_up()
         return prepared.batches

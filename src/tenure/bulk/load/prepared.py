@@ -7,9 +7,10 @@ the records: one that the rejects file needs is read again.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol, overload
 
 from ...references import Registry
@@ -76,17 +77,17 @@ class ValidRows:
     """Rows that set the same fields: their lines, and their values by field."""
 
     layout: tuple[frozenset[str], frozenset[str]]
-    lines: Sequence[int]
-    fields: list[Sequence[Any]]
+    lines: list[int]
+    fields: list[list[Any]]
 
 
 @dataclass(slots=True)
 class Validated:
     """A batch as another process sends it."""
 
-    lines: Sequence[int]
+    lines: list[int]
     rows: list[ValidRows]
-    #: The line, field, reason and message of rejected rows, and what else is wrong.
+    #: In the order of their lines: the line, field, reason and message of rejected rows, and what else is wrong.
     rejected: list[tuple[int, str, str, str, tuple[Problem, ...]]]
     #: The first row that gives nothing the model knows.
     first_empty: int | None = None
@@ -94,61 +95,44 @@ class Validated:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def split(self, size: int) -> tuple[Validated, Validated]:
-        """Return the first *size* records, and the others."""
-        end = self.lines[size]
-        cuts = [bisect_left(each.lines, end) for each in self.rows]
-        parts = []
-        for is_first in (True, False):
-            of = [slice(cut) if is_first else slice(cut, None) for cut in cuts]
-            rows = [
-                ValidRows(
-                    each.layout,
-                    each.lines[cut],
-                    [values[cut] for values in each.fields],
-                )
-                for each, cut in zip(self.rows, of, strict=True)
-            ]
-            parts.append(
-                Validated(
-                    self.lines[:size] if is_first else self.lines[size:],
-                    [each for each in rows if each.lines],
-                    [each for each in self.rejected if (each[0] < end) is is_first],
-                    self.first_empty,
-                )
-            )
-        return parts[0], parts[1]
+    def part(self, first: int, size: int) -> Validated:
+        """Return *size* records from the one at place *first* on, or what is left."""
+        lines = self.lines[first : first + size]
+        rows = []
+        for each in self.rows:
+            place = bisect_left(each.lines, lines[0])
+            end = bisect_right(each.lines, lines[-1])
+            if place < end:
+                fields = [values[place:end] for values in each.fields]
+                rows.append(ValidRows(each.layout, each.lines[place:end], fields))
+        # As they come in this batch.
+        rows.sort(key=lambda each: each.lines[0])
+        place = bisect_left(self.rejected, lines[0], key=itemgetter(0))
+        end = bisect_right(self.rejected, lines[-1], key=itemgetter(0))
+        return Validated(lines, rows, self.rejected[place:end], self.first_empty)
 
     def joined(self, others: Iterable[Validated]) -> Validated:
         """Return these records, and those of *others* after them."""
-        joined = self
-        for other in others:
-            joined = joined._with(other)
-        return joined
-
-    def _with(self, other: Validated) -> Validated:
-        rows = {each.layout: each for each in self.rows}
-        for each in other.rows:
-            mine = rows.get(each.layout)
-            rows[each.layout] = (
-                each
-                if mine is None
-                else ValidRows(
-                    each.layout,
-                    [*mine.lines, *each.lines],
-                    [
-                        [*first, *second]
-                        for first, second in zip(mine.fields, each.fields, strict=True)
-                    ],
-                )
+        lines, rejected = list(self.lines), list(self.rejected)
+        rows = {
+            each.layout: ValidRows(
+                each.layout, list(each.lines), list(map(list, each.fields))
             )
-        empty = self.first_empty
-        return Validated(
-            [*self.lines, *other.lines],
-            list(rows.values()),
-            self.rejected + other.rejected,
-            other.first_empty if empty is None else empty,
-        )
+            for each in self.rows
+        }
+        first_empty = self.first_empty
+        for other in others:
+            lines += other.lines
+            rejected += other.rejected
+            first_empty = other.first_empty if first_empty is None else first_empty
+            for each in other.rows:
+                mine = rows.setdefault(
+                    each.layout, ValidRows(each.layout, [], [[] for _ in each.fields])
+                )
+                mine.lines += each.lines
+                for values, more in zip(mine.fields, each.fields, strict=True):
+                    values.extend(more)
+        return Validated(lines, list(rows.values()), rejected, first_empty)
 
 
 def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validated]:
@@ -169,14 +153,14 @@ def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validat
                     lines
                     if len(batch) == len(lines)
                     else [line for line, _ in batch.records],
-                    list(map(sendable, batch.fields)),
+                    [list(sendable(values)) for values in batch.fields],
                 )
                 for batch in batches
             ]
         yield Validated(
             lines,
             rows,
-            [(each[0][0], *each[1:]) for each in rejected],
+            sorted(((each[0][0], *each[1:]) for each in rejected), key=itemgetter(0)),
             checker.first_empty,
         )
 

@@ -137,7 +137,7 @@ class LoadReport:
     #: Rows of the source that are in committed batches and were not rejected.
     kept: int = 0
     #: The first line that is not committed, where the next load has to ``start``;
-    #: ``None`` when all are.
+    #: ``None`` when all are, and of loads by parts: these go on by ``load_id``.
     resume: int | None = 1
     dry_run: bool = False
     #: How many rows were rejected for each reason.

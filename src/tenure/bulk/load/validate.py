@@ -172,10 +172,19 @@ class Checker:
             rows = list(map(self._of_names, rows))
         columns = self.columns
         if columns is not None and columns.before is not None:
-            named = self._objects(rows) if self.json else self._named_rows(rows)
-            if named is not None:
-                return self._changed_before(columns, records, named)
-            columns = None
+            if not self.json:
+                return self._changed_before(columns, records, self._named_rows(rows))
+            records, rows, others = self._objects(records)
+            batches = self._changed_before(columns, records, rows)
+            return [
+                *self._with_known_names(batches, records, rows),
+                # A line that is no object is given to the model as it is.
+                *self._by_row(
+                    self._validated(
+                        others, [line for _, line in others], self.validator.validate
+                    )
+                ),
+            ]
         checked = None
         # If all rows have the same names, the first is enough.
         if columns is not None and (
@@ -251,19 +260,49 @@ class Checker:
                 self.rejects.add(record, "", "columns", message)
         return kept
 
-    def _objects(self, lines: Sequence[str]) -> list[Any] | None:
-        """Return the objects in lines of JSON; ``None`` where one is to be rejected."""
-        try:
-            rows = [from_json(line) for line in lines]
-        except ValueError:
-            return None
-        if set(map(type, rows)) != {dict}:
-            return None
-        if not self._takes_all_names:
-            names = set(map(tuple, rows)) - self._seen
-            if any(set(self.layouts.unknown(each)) - self.ignored for each in names):
-                return None
-        return rows
+    def _objects(
+        self, records: Sequence[Record]
+    ) -> tuple[list[Record], list[Any], list[Record]]:
+        """Return the lines of JSON that are objects, these objects, and other lines."""
+        found: list[Record] = []
+        rows = []
+        others = []
+        for record in records:
+            try:
+                row = from_json(record[1])
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                found.append(record)
+                rows.append(row)
+            else:
+                others.append(record)
+        return found, rows, others
+
+    def _with_known_names(
+        self, batches: list[Rows], records: Sequence[Record], rows: Sequence[Any]
+    ) -> list[Rows]:
+        """Return the rows of *batches* that are of objects with names that are known."""
+        if self._takes_all_names:
+            return batches
+        names = {
+            line: tuple(row)
+            for (line, _), row in zip(records, rows, strict=True)
+            if tuple(row) not in self._seen
+        }
+        if not names:
+            return batches
+        return [
+            batch.only(
+                [
+                    n
+                    for n, record in enumerate(batch.records)
+                    if record[0] not in names
+                    or self._are_known(record, names[record[0]])
+                ]
+            )
+            for batch in batches
+        ]
 
     def _named_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Return rows as a model takes them: those of a table with their names."""
@@ -374,7 +413,10 @@ class Checker:
 
     def _has_known_names(self, record: Record) -> bool:
         """Reject an object that has a name the model does not know."""
-        names = tuple(from_json(record[1]) if self.json else record[1])
+        row = from_json(record[1]) if self.json else record[1]
+        return self._are_known(record, tuple(row))
+
+    def _are_known(self, record: Record, names: tuple[str, ...]) -> bool:
         if names in self._seen:
             return True
         unknown = (n for n in self.layouts.unknown(names) if n not in self.ignored)

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from ..load import (
     named_by,
 )
 from ..read import Part, Parts
+from .checks import check_database, check_session
 from .crew import Crew
 from .done import Done, DonePart, place_of
 from .jobs import Access, Into, Loaded, LoadPart
@@ -31,8 +31,8 @@ from .reports import add
 
 E = TypeVar("E", bound=BaseException)
 
-#: Options of pools: a worker has one connection, or two.
-_OF_POOLS = ("pool", "max_overflow")
+#: How many parts are given to the executor: a cluster may have any number of workers.
+_AT_ONCE = 1_000
 
 
 class Apart:
@@ -63,7 +63,7 @@ class Apart:
         }
         self._check(session, binds)
         self._engine = next(iter(binds)).engine
-        self._access = _access_to(session, self._engine)
+        self._access = Access.to(session, self._engine)
         self._resumes = resume is not None
         load_id = getattr(resume, "load_id", resume) or uuid.uuid4().hex
         self._done = Done(load_id, parts_table)
@@ -82,33 +82,15 @@ class Apart:
         Raises:
             LoadError: It is something like this.
         """
+        check_database(binds)
+        check_session(session)
         options = self._options
-        if any(isinstance(bind, Connection) for bind in binds):
-            raise LoadError(
-                "the session is bound to a connection, which workers cannot use; bind "
-                "it to an engine, or say commit='once'"
-            )
-        if len({bind.engine for bind in binds}) > 1:
-            raise LoadError(
-                "the rows and what they name are in several databases, and a worker "
-                "knows one; say commit='once'"
-            )
-        if any(bind.dialect.name == "sqlite" for bind in binds):
-            raise LoadError(
-                "SQLite has one writer at a time, so parts cannot be committed apart; "
-                "say commit='once', and workers validate what this process writes"
-            )
         if options.dry_run:
             raise LoadError("a dry run writes no parts; say commit='once' for it")
         if options.start != 1:
             raise LoadError(
                 "start is no way to go on with parts: those done may be anywhere; say "
                 "resume= with the report"
-            )
-        if session.in_transaction():
-            raise LoadError(
-                "the session is in a transaction, and workers do not see what it has "
-                "written; commit() or rollback() before a load with commit='part'"
             )
         own = [
             mapper.class_.__name__
@@ -130,14 +112,7 @@ class Apart:
         between: Callable[[object], None] | None,
     ) -> LoadReport:
         """Load what is not done."""
-        about = {
-            "into": self._into.given.__name__,
-            "on_conflict": self._options.on_conflict,
-            "files": [Path(path).name for path in parts.paths],
-            "bytes": parts.total,
-            "bytes of a part": parts.size,
-        }
-        done = self._done
+        done, about = self._done, self._about(parts)
         self.report.bytes_total = parts.total
         if self._resumes:
             self._earlier = done.go_on(self._engine, about)
@@ -145,18 +120,23 @@ class Apart:
                 self._loaded[number] = Loaded(part.report, part.rejects)
         else:
             done.begin(self._engine, about)
+        # Not before it is known that there is something to go on with.
+        file.open()
         for earlier in self._loaded.values():
             file.write_all(earlier.rejects)
         try:
-            # The parts are tiny, and a cluster may have any number of workers.
             self._add_up()
-            for job, loaded in crew.results(self._jobs(parts), at_once=1_000):
+            # Of rows with one key the last has to stay, or the first: in their order.
+            in_order = self._options.on_conflict != "raise"
+            at_once = 1 if in_order else _AT_ONCE
+            for job, loaded in crew.results(self._jobs(parts), at_once=at_once):
                 self._loaded[job.number] = loaded
                 self._add(job.part, loaded)
                 file.write_all(loaded.rejects)
                 self._tell(between)
             self._add_up()
             self._check_rejected()
+            done.end(self._engine)
         except RejectedRowsError as error:
             self._end_badly(crew, file)
             # It says how many rows are kept.
@@ -168,8 +148,23 @@ class Apart:
             self._explained(error)
             raise
         self.report.committed = True
-        done.end(self._engine)
         return self.report
+
+    def _about(self, parts: Parts) -> dict[str, Any]:
+        """Return what has to be the same when a load goes on."""
+        options = self._options
+        reading = replace(options.reading, storage_options=None)
+        changing = options.update_fields
+        return {
+            "bytes": parts.total,
+            "bytes of a part": parts.size,
+            "into": self._into.given.__qualname__,
+            "on_missing": options.on_missing,
+            "on_conflict": options.on_conflict,
+            "update_fields": None if changing is None else sorted(changing),
+            "reading": repr(reading),
+            "files": parts.paths,
+        }
 
     def _jobs(self, parts: Parts) -> Iterator[LoadPart]:
         options = replace(
@@ -210,7 +205,7 @@ class Apart:
         rows = 0
         if loaded is not None:
             add(report, loaded.report)
-            report.bytes_read += part.size
+            report.bytes_read += part.size if is_done else 0
             rows = loaded.report.rows if is_done else 0
         report.parts.append(
             PartReport(part.number, part.file.name, part.lines, rows, is_done)
@@ -252,20 +247,3 @@ class Apart:
         with suppress(AttributeError):
             error.report = self.report  # type: ignore[attr-defined]  # as of any load
         return error
-
-
-def _access_to(session: Session, engine: Engine) -> Access:
-    """Return how a worker reaches the database of *engine*."""
-    routing = getattr(session, "routing", None)
-    is_async = engine.dialect.is_async
-    known = None if routing is None else routing.recipe(engine)
-    if known is None:
-        known = {"async_url" if is_async else "url": engine.url}
-    for name in ("engine_options", "async_engine_options"):
-        options = known.get(name, {})
-        known[name] = {
-            key: value
-            for key, value in options.items()
-            if not key.startswith(_OF_POOLS)
-        }
-    return Access({"default": known}, is_async, dict(engine.get_execution_options()))

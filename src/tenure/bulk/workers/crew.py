@@ -16,11 +16,14 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import suppress
+from traceback import walk_tb
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from ...errors import LoadError, said
+from ...errors import LoadError, TenureError, said
 
 
 class Job(Protocol):
@@ -49,35 +52,56 @@ def wait_for(futures: Collection[Future[bytes]]) -> None:
     wait(futures, return_when=FIRST_COMPLETED)
 
 
-def let_others_run(futures: Collection[Future[bytes]]) -> None:
-    """Wait until one of *futures* is done, in a greenlet: the event loop runs."""
-    await_only(_one_of(futures))
+class InLoop:
+    """Waits until one of some futures is done, in a greenlet: the event loop runs."""
 
+    def __init__(self) -> None:
+        self._is_done: asyncio.Event | None = None
+        self._heard: WeakSet[Future[bytes]] = WeakSet()
 
-async def _one_of(futures: Collection[Future[bytes]]) -> None:
-    loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+    def __call__(self, futures: Collection[Future[bytes]]) -> None:
+        """Wait."""
+        await_only(self._one_of(futures))
 
-    def tell(_: Future[bytes]) -> None:
-        # It may be the last one, in a thread that knows no loop.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(is_done.set)
+    async def _one_of(self, futures: Collection[Future[bytes]]) -> None:
+        loop = asyncio.get_running_loop()
+        is_done = self._is_done = self._is_done or asyncio.Event()
 
-    for future in futures:
-        future.add_done_callback(tell)
-    await is_done.wait()
+        def tell(_: Future[bytes]) -> None:
+            # It may be the last one, in a thread that knows no loop.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(is_done.set)
+
+        for future in futures:
+            if future not in self._heard:
+                self._heard.add(future)
+                future.add_done_callback(tell)
+        is_done.clear()
+        if not any(future.done() for future in futures):
+            await is_done.wait()
 
 
 class _Given(NamedTuple):
     job: Job
     sent: bytes
+    #: How many times it was lost.
+    times: int = 0
 
 
 def run(sent: bytes) -> bytes:
     """Do a job in a worker; its result and its error are sent alike."""
     outcome: tuple[Any, Exception | None]
     try:
-        outcome = pickle.loads(sent)(), None  # noqa: S301  # the caller wrote it
+        job = pickle.loads(sent)  # noqa: S301  # the caller wrote it
     except Exception as error:  # noqa: BLE001  # the caller raises it
+        why = LoadError(
+            f"a worker cannot import what it needs: {said(error)}; define models, and "
+            f"the functions they use, at the top of a module that workers can import"
+        )
+        return pickle.dumps((None, why), pickle.HIGHEST_PROTOCOL)
+    try:
+        outcome = job(), None
+    except Exception as error:  # noqa: BLE001  # as above
         outcome = None, _sendable(error)
     try:
         return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
@@ -90,7 +114,11 @@ def run(sent: bytes) -> bytes:
 
 
 def _sendable(error: Exception) -> Exception:
-    """Return *error*, or what can be sent of it."""
+    """Return *error*, or what can be sent of it, with the place where it came up."""
+    places = [frame for frame, _ in walk_tb(error.__traceback__)]
+    if not isinstance(error, (TenureError, SQLAlchemyError, OSError)) and places:
+        code = places[-1].f_code
+        error.add_note(f"in a worker: {code.co_filename}:{places[-1].f_lineno}")
     error = error.with_traceback(None)
     error.__cause__ = error.__context__ = None
     with suppress(Exception):
@@ -103,9 +131,9 @@ class Crew:
     """
     The workers of an executor.
 
-    Of a worker that dies, the job is done once more, by itself: the others that an
-    executor gives up with it are not to blame. An executor that does nothing any more
-    is replaced by processes of this machine.
+    What a worker that dies was at is done once more, with all that an executor gives up
+    with it. What is lost then as well is tried alone: only one of these is to blame. An
+    executor that does nothing any more is replaced by processes of this machine.
 
     Args:
         executor: Anything with the ``submit()`` of ``concurrent.futures``.
@@ -121,52 +149,69 @@ class Crew:
         self._has_given = False
 
     def results(
-        self, jobs: Iterator[Any], *, at_once: int, held: Sized = ()
+        self, jobs: Iterator[Any], *, at_once: int
     ) -> Iterator[tuple[Any, Any]]:
         """
         Yield jobs (:class:`Job`) as they are done, each with its result.
 
         Args:
-            at_once: How many of them may be under way, or among *held*.
+            at_once: How many of them may be under way.
 
         Raises:
             LoadError: One cannot be done by any worker.
-            Exception: What a job has raised.
+            Exception: What a job, or *jobs*, has raised.
         """
-        left: Iterator[Any] | None = jobs
-        while True:
-            while left is not None and len(self._waiting) + len(held) < at_once:
-                job = next(left, None)
-                if job is None:
-                    left = None
-                else:
-                    self._give(_Given(job, _pickled(job)))
-            if not self._waiting and not self._lost:
-                return
-            if not self._lost:
-                self._waits(self._waiting.keys())
-            for future in [future for future in self._waiting if future.done()]:
-                given = self._waiting.pop(future)
-                lost = _lost(future)
-                if lost is None:
-                    yield given.job, _result(future)
-                else:
-                    self._lost.append((given, lost))
-            while self._lost:
-                given, lost = self._lost.popleft()
-                yield given.job, self._once_more(given, lost)
+        for job, result, error in self._outcomes(jobs, at_once):
+            if error is not None:
+                raise error
+            yield job, result
 
     def in_order(
         self, jobs: Iterator[Any], *, at_once: int
     ) -> Iterator[tuple[Any, Any]]:
         """Yield the same in the order of their numbers, which begin with 0."""
-        done: dict[int, tuple[Any, Any]] = {}
+        done: dict[int, tuple[Any, Any, Exception | None]] = {}
         wanted = 0
-        for job, result in self.results(jobs, at_once=at_once, held=done):
-            done[job.number] = job, result
+        for outcome in self._outcomes(jobs, at_once, done):
+            done[outcome[0].number] = outcome
             while wanted in done:
-                yield done.pop(wanted)
+                job, result, error = done.pop(wanted)
+                # Not before its turn: what comes before may end the load as well.
+                if error is not None:
+                    raise error
+                yield job, result
                 wanted += 1
+
+    def _outcomes(
+        self, jobs: Iterator[Any], at_once: int, held: Sized = ()
+    ) -> Iterator[tuple[Any, Any, Exception | None]]:
+        left: Iterator[Any] | None = jobs
+        failed: Exception | None = None
+        while True:
+            while left is not None and len(self._waiting) + len(held) < at_once:
+                try:
+                    job = next(left, None)
+                except Exception as error:  # noqa: BLE001  # raised after those before it
+                    job, failed = None, error
+                if job is None:
+                    left = None
+                else:
+                    self._give(_Given(job, _pickled(job)))
+            if not self._waiting and not self._lost:
+                break
+            if self._waiting:
+                self._waits(self._waiting.keys())
+            for future in [future for future in self._waiting if future.done()]:
+                given = self._waiting.pop(future)
+                lost = _lost(future)
+                if lost is None:
+                    yield given.job, *_outcome(future)
+                else:
+                    self._lost.append((given, lost))
+            if not self._waiting and self._lost:
+                yield from self._again()
+        if failed is not None:
+            raise failed
 
     def _give(self, given: _Given) -> None:
         try:
@@ -182,23 +227,35 @@ class Crew:
             self._has_given = True
             self._waiting[future] = given
 
-    def _once_more(self, given: _Given, lost: BaseException) -> Any:
+    def _again(self) -> Iterator[tuple[Any, Any, Exception | None]]:
+        """Give what was lost once more, or try it alone if it was."""
+        lost = sorted(self._lost, key=lambda each: each[0].job.number)
+        self._lost.clear()
+        for given, why in lost:
+            if not given.times:
+                continue
+            future = self._submitted(given)
+            self._waiting[future] = given
+            self._waits([future])
+            del self._waiting[future]
+            if (error := _lost(future)) is not None:
+                raise LoadError(
+                    f"{given.job.name} was given to a worker once more, and it did not "
+                    f"come back: {type(error).__name__}: {said(error)}; a worker needs "
+                    f"tenure, the driver of the database, {given.job.needs}, and memory "
+                    f"for a part"
+                ) from why
+            yield given.job, *_outcome(future)
+        for given, _ in lost:
+            if not given.times:
+                self._waiting[self._submitted(given)] = given._replace(times=1)
+
+    def _submitted(self, given: _Given) -> Future[bytes]:
         try:
-            future = self._executor.submit(run, given.sent)
+            return self._executor.submit(run, given.sent)
         except Exception:  # noqa: BLE001  # each executor has an error of its own
             self._replace()
-            future = self._executor.submit(run, given.sent)
-        self._waiting[future] = given
-        self._waits([future])
-        del self._waiting[future]
-        again = _lost(future)
-        if again is None:
-            return _result(future)
-        raise LoadError(
-            f"{given.job.name} was given to a worker twice, and both times it did not "
-            f"come back: {type(again).__name__}: {said(again)}; a worker needs tenure, "
-            f"the driver of the database, {given.job.needs}, and memory for a part"
-        ) from lost
+            return self._executor.submit(run, given.sent)
 
     def _replace(self) -> None:
         if self._own is not None:
@@ -241,8 +298,7 @@ def _lost(future: Future[bytes]) -> BaseException | None:
         return error
 
 
-def _result(future: Future[bytes]) -> Any:
+def _outcome(future: Future[bytes]) -> tuple[Any, Exception | None]:
+    """Return the result of a job, or what it has raised."""
     result, error = pickle.loads(future.result())  # noqa: S301  # a worker of ours wrote it
-    if error is not None:
-        raise error
-    return result
+    return result, error

@@ -31,6 +31,8 @@ from ..load import LoadReport
 from ..read import Part
 from .reports import report_of, text_of
 
+#: Characters of rejected rows in one row: a server takes no statement of any length.
+_PIECE = 1_000_000
 #: The number of the row of the load itself.
 _LOAD = -1
 _WANTED = "wanted"
@@ -71,6 +73,7 @@ class Done:
             MetaData(schema=schema or None),
             Column("load_id", String(32), primary_key=True),
             Column("part", Integer, primary_key=True, autoincrement=False),
+            Column("piece", Integer, primary_key=True, autoincrement=False),
             Column("place", long),
             Column("report", long),
             Column("rejects", long),
@@ -119,7 +122,7 @@ class Done:
                     f"the table {self.table_name!r} knows no load {self.load_id!r}: it "
                     f"is complete, or its table has another name; say parts_table="
                 )
-            before = json.loads(rows.pop(_LOAD).report)
+            before = json.loads(rows.pop(_LOAD)[0].report)
             changed = [name for name in about if before.get(name) != about[name]]
             if changed:
                 raise LoadError(
@@ -139,9 +142,18 @@ class Done:
         rows.pop(_LOAD, None)
         return _read(rows)
 
-    def _rows(self, connection: Connection) -> dict[int, Any]:
-        statement = select(self.table).where(self.table.c.load_id == self.load_id)
-        return {row.part: row for row in connection.execute(statement)}
+    def _rows(self, connection: Any, number: int | None = None) -> dict[int, Any]:
+        """Return the rows of the parts, each with its rejected rows put together."""
+        table = self.table
+        statement = select(table).where(table.c.load_id == self.load_id)
+        if number is not None:
+            statement = statement.where(table.c.part == number)
+        found: dict[int, Any] = {}
+        for row in connection.execute(statement.order_by(table.c.part, table.c.piece)):
+            if not row.piece:
+                found[row.part] = row, []
+            found[row.part][1].append(row.rejects or "")
+        return found
 
     def give_up(self, engine: Engine) -> None:
         """Tell workers that are at it not to commit."""
@@ -167,16 +179,11 @@ class Done:
         return {**self._row(part.number), "place": place_of(part)}
 
     def _row(self, number: int) -> dict[str, Any]:
-        return {"load_id": self.load_id, "part": number}
+        return {"load_id": self.load_id, "part": number, "piece": 0}
 
     def found(self, session: Session, number: int) -> DonePart | None:
         """Return what a part that is done gave."""
-        table = self.table
-        statement = select(table).where(
-            table.c.load_id == self.load_id, table.c.part == number
-        )
-        row = session.execute(statement).one_or_none()
-        return None if row is None else _done_part(row)
+        return _read(self._rows(session, number)).get(number)
 
     def note(
         self, session: Session, number: int, report: LoadReport, rejects: str
@@ -186,8 +193,19 @@ class Done:
         session.execute(
             update(table)
             .where(table.c.load_id == self.load_id, table.c.part == number)
-            .values(report=text_of(report), rejects=rejects)
+            .values(report=text_of(report))
         )
+        pieces = range(0, len(rejects), _PIECE)
+        rows = [
+            {
+                **self._row(number),
+                "piece": n,
+                "rejects": rejects[start : start + _PIECE],
+            }
+            for n, start in enumerate(pieces, 1)
+        ]
+        for row in rows:
+            session.execute(insert(table).values(row))
 
     def is_wanted(self, connection: Connection) -> bool:
         """Whether the load has not been given up."""
@@ -201,11 +219,11 @@ class Done:
 
 
 def _read(rows: dict[int, Any]) -> dict[int, DonePart]:
-    return {number: _done_part(row) for number, row in rows.items()}
-
-
-def _done_part(row: Any) -> DonePart:
-    return DonePart(report_of(row.report), row.rejects or "", row.place)
+    return {
+        number: DonePart(report_of(row.report), "".join(pieces), row.place)
+        for number, (row, pieces) in rows.items()
+        if row.report is not None
+    }
 
 
 def place_of(part: Part) -> str:

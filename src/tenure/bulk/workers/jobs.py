@@ -11,20 +11,23 @@ from time import monotonic, sleep
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import insert
+from sqlalchemy import Engine, insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from ..._private import is_autocommit
-from ...engines import DatabaseManager
+from ...engines import DatabaseManager, recipe_of
 from ...errors import LoadError, RejectedRowsError, wrap
 from ...mapping import mapper_of
 from ...models import entity_of, made_of, spec_of
 from ..load import Layouts, LoadOptions, LoadReport, Validated, load, validated
 from ..read import Part, ReadOptions, Records
+from .checks import class_of
 from .done import Done
 
+#: Options of pools: a worker has one connection, and sometimes another for a moment.
+_OF_POOLS = ("pool", "max_overflow")
 #: How many times a part is loaded that the database undoes.
 _TRIALS = 5
 #: Seconds after which a worker asks again whether its load goes on.
@@ -124,11 +127,30 @@ class Access:
     Attributes:
         database: What a :class:`DatabaseManager` is told.
         options: Execution options of the engine, such as ``schema_translate_map``.
+        session: The class of sessions, whose listeners may have a say.
     """
 
     database: Any
     is_async: bool
     options: Mapping[str, Any]
+    session: type[Session]
+
+    @classmethod
+    def to(cls, session: Session, engine: Engine) -> Access:
+        """Return how a worker reaches the database of a session."""
+        recipe = dict(recipe_of(engine) or {})
+        for name in ("engine_options", "async_engine_options"):
+            recipe[name] = {
+                key: value
+                for key, value in recipe.get(name, {}).items()
+                if not key.startswith(_OF_POOLS)
+            }
+        return cls(
+            {"default": recipe},
+            engine.dialect.is_async,
+            dict(engine.get_execution_options()),
+            class_of(session),
+        )
 
     def use(self, work: Callable[[Session], Any]) -> Any:
         """Call *work* with a session of a connection of its own."""
@@ -137,7 +159,7 @@ class Access:
             return asyncio.run(self._use(manager, work))
         try:
             engine = manager.engine("default").execution_options(**self.options)
-            with Session(engine) as session:
+            with self.session(bind=engine) as session:
                 return work(session)
         finally:
             manager.dispose()
@@ -145,7 +167,7 @@ class Access:
     async def _use(self, manager: Any, work: Callable[[Session], Any]) -> Any:
         try:
             engine = manager.engine("default", True).execution_options(**self.options)
-            async with AsyncSession(engine) as session:
+            async with AsyncSession(engine, sync_session_class=self.session) as session:
                 return await session.run_sync(work)
         finally:
             await manager.adispose()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
 from ..load import LoadReport, ReferenceCount, Reject
 
@@ -36,6 +41,32 @@ def _add_count(count: ReferenceCount, other: ReferenceCount) -> None:
             keys[key] += times
 
 
+#: What JSON does not know, and a key may have.
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+    "time": time.fromisoformat,
+    "Decimal": Decimal,
+    "UUID": UUID,
+    "bytes": bytes.fromhex,
+}
+
+
+def _tagged(value: Any) -> Any:
+    """Return a value of a key as JSON that says its type."""
+    name = type(value).__name__
+    if name not in _TYPES:
+        return value
+    return {name: value.hex() if isinstance(value, bytes) else str(value)}
+
+
+def _untagged(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    [(name, text)] = value.items()
+    return _TYPES[name](text)
+
+
 def text_of(report: LoadReport) -> str:
     """Return a report as text."""
     found = {each.name: getattr(report, each.name) for each in fields(report)}
@@ -44,7 +75,10 @@ def text_of(report: LoadReport) -> str:
             "resolved": count.resolved,
             "missing": count.missing,
             "created": count.created,
-            "missing_keys": list(count.missing_keys.items()),
+            "missing_keys": [
+                [[*map(_tagged, key)], times]
+                for key, times in count.missing_keys.items()
+            ],
         }
         for name, count in report.references.items()
     }
@@ -53,14 +87,19 @@ def text_of(report: LoadReport) -> str:
 
 
 def report_of(text: str) -> LoadReport:
-    """Return the report of a text; what JSON does not know in keys is text."""
+    """Return the report of a text."""
     found = json.loads(text)
     found["references"] = {
         name: ReferenceCount(
             count["resolved"],
             count["missing"],
             count["created"],
-            Counter({tuple(key): times for key, times in count["missing_keys"]}),
+            Counter(
+                {
+                    tuple(map(_untagged, key)): times
+                    for key, times in count["missing_keys"]
+                }
+            ),
         )
         for name, count in found["references"].items()
     }

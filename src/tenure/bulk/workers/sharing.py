@@ -30,6 +30,9 @@ from .apart import Apart
 from .crew import Crew, Waits
 from .jobs import Into, Validate
 
+#: How many parts are under way, or validated and not written, where that is not more
+#: than the cores of this machine can do.
+MOST_PARTS = 16
 #: Bytes of a part, where nothing is said: some batches.
 PART_BYTES = 4_000_000
 #: The same where each part is a transaction.
@@ -48,7 +51,7 @@ class Sharing:
     executor: Any
     parts: int | None = None
     resume: Any = None
-    parts_table: str = "tenure_parts"
+    parts_table: str
     waits: Waits
 
     def __post_init__(self) -> None:
@@ -59,6 +62,14 @@ class Sharing:
             )
         if self.parts is not None and self.parts < 1:
             raise LoadError(f"parts is at least 1, not {self.parts}")
+        load_id = getattr(self.resume, "load_id", self.resume)
+        if self.resume is not None and (not isinstance(load_id, str) or not load_id):
+            raise LoadError(
+                f"resume is the report, or the load_id, of a load with commit='part', "
+                f"not {self.resume!r}"
+            )
+        if not self.parts_table:
+            raise LoadError("parts_table is the name of a table, not an empty text")
 
 
 def load_shared(
@@ -76,6 +87,7 @@ def load_shared(
     Args:
         between: Called after each batch, with what ``progress`` returned.
     """
+    options.check_progress(is_async=between is not None)
     model = Into.of(session, into, options)
     crew = Crew(sharing.executor, sharing.waits)
     try:
@@ -102,7 +114,6 @@ def _by_part(
     file = RejectsFile(options.rejects)
     with opened(source, options, sharing, APART_BYTES, work.layouts) as parts:
         file.check("source", *parts.paths)
-        file.open()
         try:
             return work.run(parts, crew, file, between)
         finally:
@@ -165,10 +176,11 @@ class _Supply:
             for part in parts
         )
         # What is done and waits is in memory.
-        at_once = 2 * (os.cpu_count() or 1) + 2
+        at_once = max(2 * (os.cpu_count() or 1) + 2, MOST_PARTS)
         self._results = crew.in_order(jobs, at_once=at_once)
         #: What was taken of the workers, and what reads its rows again.
         self._taken: Validated | None = None
+        self._place = self._left = 0
         self._again: list[Reread] = []
 
     def take_validated(
@@ -179,29 +191,31 @@ class _Supply:
 
         Not what a worker has sent at once: which rows come together shows in reports.
         """
-        while self._taken is None or len(self._taken) < size:
+        while self._left < size:
             found = next(self._results, None)
             if found is None:
                 break
             job, batch = found
             self.position += job.part.size
-            if batch is not None:
-                opening = partial(
-                    Records, job.part, self._options.reading, accepted=self._accepted
-                )
-                reread = Reread(opening, batch.lines[-1])
-                self._again.append(reread)
-                self._taken = (
-                    batch if self._taken is None else self._taken.joined([batch])
-                )
-        batch, self._taken = self._taken, None
-        if batch is None:
+            if batch is None:
+                continue
+            opening = partial(
+                Records, job.part, self._options.reading, accepted=self._accepted
+            )
+            self._again.append(Reread(opening, batch.lines[-1]))
+            left = self._left
+            if left:
+                assert self._taken is not None
+                batch = self._taken.part(self._place, left).joined([batch])
+            self._taken, self._place, self._left = batch, 0, len(batch)
+        if self._taken is None or not self._left:
             return None
-        if len(batch) > size:
-            batch, self._taken = batch.split(size)
+        some = self._taken.part(self._place, size)
+        self._place += len(some)
+        self._left -= len(some)
         rows = Rereads(self._again)
-        self._again = [each for each in self._again if each.last > batch.lines[-1]]
-        return batch, rows
+        self._again = [each for each in self._again if each.last > some.lines[-1]]
+        return some, rows
 
 
 class Reread:

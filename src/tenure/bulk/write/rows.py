@@ -186,5 +186,10 @@ def _mapped(processor: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def one_zone(values: Iterable[Any]) -> bool:
-    """Return whether the times in *values* share a zone: equal ones are the same then."""
-    return len({value.tzinfo for value in values if value is not None}) < 2
+    """
+    Return whether the times in *values* share a zone: equal ones are the same then.
+
+    When clocks go back, an hour comes twice, and equal times of it differ by ``fold``.
+    """
+    there = [value for value in values if value is not None]
+    return len({(value.tzinfo, value.fold) for value in there}) < 2
