@@ -162,12 +162,12 @@ class Delimited:
 
     def rows(self, start: int = 1) -> Iterator[Record]:  # of readers
         """
-        Yield the records with the line each begins on: a quoted field may span lines.
+        Return the records with the line each begins on: a quoted field may span lines.
 
         Raises:
             LoadError: The file is damaged.
         """
-        yield from self._read(self._null)
+        return self._read(self._null)
 
     def _read(self, null: frozenset[str]) -> Iterator[Record]:
         lines = self._lines

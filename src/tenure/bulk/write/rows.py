@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from operator import attrgetter
 from types import NoneType
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -185,11 +186,16 @@ def _mapped(processor: Any, values: Sequence[Any]) -> list[Any]:
     return [known[value] for value in values]
 
 
-def one_zone(values: Iterable[Any]) -> bool:
+_ZONE, _FOLD = attrgetter("tzinfo"), attrgetter("fold")
+
+
+def one_zone(values: Sequence[Any]) -> bool:
     """
     Return whether the times in *values* share a zone: equal ones are the same then.
 
     When clocks go back, an hour comes twice, and equal times of it differ by ``fold``.
     """
-    there = [value for value in values if value is not None]
-    return len({(value.tzinfo, value.fold) for value in there}) < 2
+    if len(set(map(_ZONE, filter(None, values)))) > 1:
+        return False
+    is_twice = any(map(_FOLD, filter(None, values)))
+    return not is_twice or len(set(map(_FOLD, filter(None, values)))) < 2
