@@ -130,9 +130,10 @@ class Apart:
             in_order = self._options.on_conflict != "raise"
             at_once = 1 if in_order else _AT_ONCE
             for job, loaded in crew.results(self._jobs(parts), at_once=at_once):
-                self._loaded[job.number] = loaded
-                self._add(job.part, loaded)
                 file.write_all(loaded.rejects)
+                # They may be many.
+                self._loaded[job.number] = replace(loaded, rejects="")
+                self._add(job.part, loaded)
                 self._tell(between)
             self._add_up()
             self._check_rejected()
