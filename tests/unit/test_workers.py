@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tenure import LoadError, LoadReport
-from tenure.bulk.load.link import alike
+from tenure.bulk.load.link import _tokens, alike
 from tenure.bulk.workers.crew import run
 from tenure.bulk.workers.reports import report_of, text_of
 
@@ -51,3 +51,12 @@ def test_hours_that_come_twice(fold: int) -> None:
     ]
 
     assert [fold, 1 - fold] == [each.fold for each in alike(times)]
+
+
+def test_keys_of_hours_that_come_twice() -> None:
+    """A key that is composed of them is two keys."""
+    zone = ZoneInfo("Europe/Berlin")
+    times = [datetime(2024, 10, 27, 2, 30, tzinfo=zone, fold=n) for n in (0, 1)]
+
+    assert 2 == len(set(_tokens(times)))
+    assert 3 == len(set(_tokens([*times, None])))

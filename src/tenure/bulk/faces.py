@@ -129,7 +129,7 @@ class SessionBulk(Bulk):
         """
         options = FlushOptions(
             on_conflict=on_conflict,
-            update_fields=_listed(update_fields),
+            update_fields=update_fields,
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
@@ -148,7 +148,7 @@ class SessionBulk(Bulk):
         """
         options = FlushOptions(
             on_conflict=on_conflict,
-            update_fields=_listed(update_fields),
+            update_fields=update_fields,
             on_duplicate=on_duplicate,
             batch_size=batch_size,
         )
@@ -186,9 +186,9 @@ class SessionBulk(Bulk):
         """
         Load rows: validate each, resolve its references, write it.
 
-        Memory is bounded by *batch_size*, whatever the length of the source, and with
-        an *executor* by some parts. A row
-        may name another one of the source, before or after it.
+        Memory is bounded by *batch_size*, whatever the length of the source; with an
+        *executor*, by some parts of it. A row may name another one of the source,
+        before or after it.
         Ends the session's transaction: commits it (*commit* ``"once"``: at the
         end, ``"batch"``: after each batch) or rolls it back. An error of whatever
         kind has the ``report`` of what was kept.

@@ -314,7 +314,7 @@ def _tokens(values: Sequence[Any]) -> Sequence[Any]:
     return [
         id(value)
         if type(value) is Proxy
-        else (datetime, value, value.tzinfo)
+        else (datetime, value, value.tzinfo, value.fold)
         if type(value) is datetime
         else (type(value), value)
         for value in values
