@@ -335,6 +335,16 @@ class TestAlike:
         compared(model, lambda: Records(mappings, ReadOptions()), is_fast=False)
 
 
+def test_all_are_rejected() -> None:
+    """A batch of objects with names that nobody knows leaves no rows."""
+    text = '{"code": "a", "q": 1}\n{"code": "b", "q": 2}\n'
+    with Records(io.StringIO(text), ReadOptions(format="jsonl")) as records:
+        each = checker(Changed, records)
+        assert [] == each.rows(records.take(2))
+
+    assert [1, 2] == [reject.line for reject in each.rejects.report.rejects]
+
+
 def test_defaults_are_not_shared() -> None:
     """What can be changed afterwards each row has for itself."""
 

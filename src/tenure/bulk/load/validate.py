@@ -292,17 +292,16 @@ class Checker:
         }
         if not names:
             return batches
-        return [
-            batch.only(
-                [
-                    n
-                    for n, record in enumerate(batch.records)
-                    if record[0] not in names
-                    or self._are_known(record, names[record[0]])
-                ]
-            )
+        kept = (
+            [
+                n
+                for n, record in enumerate(batch.records)
+                if record[0] not in names or self._are_known(record, names[record[0]])
+            ]
             for batch in batches
-        ]
+        )
+        pairs = zip(batches, kept, strict=True)
+        return [batch.only(rows) for batch, rows in pairs if rows]
 
     def _named_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Return rows as a model takes them: those of a table with their names."""
