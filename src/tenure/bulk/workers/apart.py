@@ -24,7 +24,7 @@ from ..load import (
 )
 from ..read import Part, Parts
 from .checks import check_database, check_session
-from .crew import Crew
+from .crew import Crew, pickled
 from .done import Done, DonePart, place_of
 from .jobs import Access, Into, Loaded, LoadPart
 from .reports import add
@@ -119,6 +119,8 @@ class Apart:
             for number, part in self._earlier.items():
                 self._loaded[number] = Loaded(part.report, part.rejects)
         else:
+            # Before there is something that could be gone on with.
+            pickled((self._into, self._access, self._done), "what a part needs")
             done.begin(self._engine, about)
         # Not before it is known that there is something to go on with.
         file.open()
@@ -154,7 +156,13 @@ class Apart:
     def _about(self, parts: Parts) -> dict[str, Any]:
         """Return what has to be the same when a load goes on."""
         options = self._options
-        reading = replace(options.reading, storage_options=None)
+        reading = replace(
+            options.reading,
+            storage_options=None,
+            # They may be sets.
+            ignore=tuple(sorted(options.reading.ignore)),
+            null=options.reading.null and tuple(sorted(options.reading.null)),
+        )
         changing = options.update_fields
         return {
             "bytes": parts.total,

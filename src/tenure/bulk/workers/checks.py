@@ -9,17 +9,20 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from ..._private import is_autocommit
 from ...engines import recipe_of
-from ...errors import LoadError
+from ...errors import LoadError, said
 from ..write import LIFE_EVENTS
 
 #: Events of one session, engine or pool whose listeners may change what is written.
 _OF_SESSIONS = (
     *("after_begin", "before_flush", "after_flush", "after_flush_postexec"),
+    *("before_commit", "after_commit"),
     *("do_orm_execute", *LIFE_EVENTS),
 )
 _OF_ENGINES = ("begin", "engine_connect", "before_execute", "before_cursor_execute")
 _OF_POOLS = ("connect", "first_connect", "checkout")
+_OF_DIALECTS = ("do_connect", "do_execute", "do_executemany", "do_execute_no_params")
 
 
 def check_database(binds: Collection[Engine | Connection]) -> None:
@@ -53,12 +56,21 @@ def check_database(binds: Collection[Engine | Connection]) -> None:
     listened = [
         *_listened(engine, _OF_ENGINES),
         *_listened(engine.pool, _OF_POOLS),
+        *_listened(engine.dialect, _OF_DIALECTS),
     ]
     if listened:
         raise LoadError(
             f"the engine has a listener for {', '.join(listened)}, which workers do not "
             f"have; say it by engine_options, or say commit='once'"
         )
+
+    with engine.connect() as connection:
+        if is_autocommit(connection):
+            raise LoadError(
+                "the engine commits each statement by itself (AUTOCOMMIT), so a part "
+                "and the note that it is done cannot be written together; use an engine "
+                "with transactions, or commit='batch'"
+            )
 
 
 def check_session(session: Session) -> None:
@@ -73,7 +85,14 @@ def check_session(session: Session) -> None:
             "the session is in a transaction, and workers do not see what it has "
             "written; commit() or rollback() before a load with commit='part'"
         )
-    plain = class_of(session)()
+    cls = class_of(session)
+    try:
+        plain = cls()
+    except TypeError as error:
+        raise LoadError(
+            f"workers cannot make a {cls.__name__} by itself: {said(error)}; let it do "
+            f"without arguments, or say commit='once'"
+        ) from error
     listened = [
         event
         for event in _OF_SESSIONS

@@ -124,7 +124,10 @@ def _sendable(error: Exception) -> Exception:
     with suppress(Exception):
         pickle.loads(pickle.dumps(error))  # noqa: S301  # we wrote it
         return error
-    return LoadError(f"{type(error).__name__}: {said(error)}")
+    other = LoadError(f"{type(error).__name__}: {said(error)}")
+    for note in getattr(error, "__notes__", ()):
+        other.add_note(note)
+    return other
 
 
 class Crew:
@@ -188,7 +191,11 @@ class Crew:
         left: Iterator[Any] | None = jobs
         failed: Exception | None = None
         while True:
-            while left is not None and len(self._waiting) + len(held) < at_once:
+            while (
+                left is not None
+                and not self._lost
+                and len(self._waiting) + len(held) < at_once
+            ):
                 try:
                     job = next(left, None)
                 except Exception as error:  # noqa: BLE001  # raised after those before it
@@ -209,7 +216,7 @@ class Crew:
                 else:
                     self._lost.append((given, lost))
             if not self._waiting and self._lost:
-                yield from self._again()
+                yield from self._again(max(1, at_once - len(held)))
         if failed is not None:
             raise failed
 
@@ -227,11 +234,11 @@ class Crew:
             self._has_given = True
             self._waiting[future] = given
 
-    def _again(self) -> Iterator[tuple[Any, Any, Exception | None]]:
-        """Give what was lost once more, or try it alone if it was."""
+    def _again(self, most: int) -> Iterator[tuple[Any, Any, Exception | None]]:
+        """Give *most* of what was lost once more; try it alone if it was."""
         lost = sorted(self._lost, key=lambda each: each[0].job.number)
-        self._lost.clear()
-        for given, why in lost:
+        self._lost = deque(lost[most:])
+        for given, why in lost[:most]:
             if not given.times:
                 continue
             future = self._submitted(given)
@@ -246,7 +253,7 @@ class Crew:
                     f"for a part"
                 ) from why
             yield given.job, *_outcome(future)
-        for given, _ in lost:
+        for given, _ in lost[:most]:
             if not given.times:
                 self._waiting[self._submitted(given)] = given._replace(times=1)
 
@@ -281,12 +288,22 @@ def processes(count: int | None) -> ProcessPoolExecutor:
 
 
 def _pickled(job: Job) -> bytes:
+    return pickled(job, job.name)
+
+
+def pickled(value: Any, name: str) -> bytes:
+    """
+    Return what is sent to a worker.
+
+    Raises:
+        LoadError: It cannot be.
+    """
     try:
-        return pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise LoadError(
-            f"{job.name} cannot be sent to a worker: {said(error)}; define models, and "
-            f"the functions they use, at the top of a module that workers can import"
+            f"{name} cannot be sent to a worker: {said(error)}; define models, and the "
+            f"functions they use, at the top of a module that workers can import"
         ) from error
 
 

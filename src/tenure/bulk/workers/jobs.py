@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import uniform
 from time import monotonic, sleep
@@ -16,7 +17,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from ..._private import is_autocommit
 from ...engines import DatabaseManager, recipe_of
 from ...errors import LoadError, RejectedRowsError, wrap
 from ...mapping import mapper_of
@@ -128,12 +128,14 @@ class Access:
         database: What a :class:`DatabaseManager` is told.
         options: Execution options of the engine, such as ``schema_translate_map``.
         session: The class of sessions, whose listeners may have a say.
+        info: What these may read.
     """
 
     database: Any
     is_async: bool
     options: Mapping[str, Any]
     session: type[Session]
+    info: dict[Any, Any]
 
     @classmethod
     def to(cls, session: Session, engine: Engine) -> Access:
@@ -150,6 +152,7 @@ class Access:
             engine.dialect.is_async,
             dict(engine.get_execution_options()),
             class_of(session),
+            dict(session.info),
         )
 
     def use(self, work: Callable[[Session], Any]) -> Any:
@@ -159,7 +162,7 @@ class Access:
             return asyncio.run(self._use(manager, work))
         try:
             engine = manager.engine("default").execution_options(**self.options)
-            with self.session(bind=engine) as session:
+            with self.session(bind=engine, info=self.info) as session:
                 return work(session)
         finally:
             manager.dispose()
@@ -167,7 +170,9 @@ class Access:
     async def _use(self, manager: Any, work: Callable[[Session], Any]) -> Any:
         try:
             engine = manager.engine("default", True).execution_options(**self.options)
-            async with AsyncSession(engine, sync_session_class=self.session) as session:
+            async with AsyncSession(
+                engine, sync_session_class=self.session, info=self.info
+            ) as session:
                 return await session.run_sync(work)
         finally:
             await manager.adispose()
@@ -185,6 +190,15 @@ class Loaded:
     report: LoadReport
     rejects: str
     is_done: bool = True
+
+
+def _is_by_chance(error: BaseException | None) -> bool:
+    """Whether an error, or what it came up after, may not come again."""
+    while error is not None:
+        if isinstance(error, SQLAlchemyError) and wrap(error).retryable:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,19 +238,13 @@ class LoadPart:
                 return self.access.use(self._load)  # type: ignore[no-any-return]  # of any work
             except SQLAlchemyError as error:
                 left -= 1
-                if not left or not wrap(error).retryable:
+                if not left or not _is_by_chance(error):
                     raise
                 # Not again at the same time as the other one.
                 sleep(uniform(0, 0.1 * 2 ** (_TRIALS - left)))  # noqa: S311  # no secret
 
     def _load(self, session: Session) -> Loaded:
         done, number = self.done, self.number
-        if is_autocommit(session.connection()):
-            raise LoadError(
-                "the engine commits each statement by itself (AUTOCOMMIT), so a part "
-                "and the note that it is done cannot be written together; use an engine "
-                "with transactions, or commit='batch'"
-            )
         try:
             # Whoever else is at this part ends first: the key is unique.
             session.execute(insert(done.table).values(done.begun(self.part)))
@@ -268,7 +276,9 @@ class LoadPart:
             its: Any = error.report
             return Loaded(its, rejects.getvalue(), is_done=False)
         except Exception:
-            session.rollback()
+            # The database may have undone all, savepoints and all.
+            with suppress(SQLAlchemyError):
+                session.rollback()
             raise
         return Loaded(report, rejects.getvalue())
 

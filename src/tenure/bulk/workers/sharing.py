@@ -191,23 +191,8 @@ class _Supply:
 
         Not what a worker has sent at once: which rows come together shows in reports.
         """
-        while self._left < size:
-            found = next(self._results, None)
-            if found is None:
-                break
-            job, batch = found
-            self.position += job.part.size
-            if batch is None:
-                continue
-            opening = partial(
-                Records, job.part, self._options.reading, accepted=self._accepted
-            )
-            self._again.append(Reread(opening, batch.lines[-1]))
-            left = self._left
-            if left:
-                assert self._taken is not None
-                batch = self._taken.part(self._place, left).joined([batch])
-            self._taken, self._place, self._left = batch, 0, len(batch)
+        if self._left < size:
+            self._take_more(size)
         if self._taken is None or not self._left:
             return None
         some = self._taken.part(self._place, size)
@@ -216,6 +201,27 @@ class _Supply:
         rows = Rereads(self._again)
         self._again = [each for each in self._again if each.last > some.lines[-1]]
         return some, rows
+
+    def _take_more(self, size: int) -> None:
+        """Take what workers have sent, until *size* records are there or no more come."""
+        pieces = []
+        if self._taken is not None and self._left:
+            pieces.append(self._taken.part(self._place, self._left))
+        count = self._left
+        while count < size and (found := next(self._results, None)) is not None:
+            job, batch = found
+            self.position += job.part.size
+            if batch is None:
+                continue
+            opening = partial(
+                Records, job.part, self._options.reading, accepted=self._accepted
+            )
+            self._again.append(Reread(opening, batch.lines[-1]))
+            pieces.append(batch)
+            count += len(batch)
+        if pieces:
+            self._taken = pieces[0].joined(pieces[1:]) if pieces[1:] else pieces[0]
+            self._place, self._left = 0, count
 
 
 class Reread:
