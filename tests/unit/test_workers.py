@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from concurrent.futures import Executor
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -13,8 +15,9 @@ import pytest
 
 from tenure import LoadError, LoadReport
 from tenure.bulk.load.link import _tokens, alike
-from tenure.bulk.workers.crew import run
+from tenure.bulk.workers.crew import Crew, run, wait_for
 from tenure.bulk.workers.reports import report_of, text_of
+from tests.fixtures.shared import Echo
 
 
 def test_reports() -> None:
@@ -60,3 +63,38 @@ def test_keys_of_hours_that_come_twice() -> None:
 
     assert 2 == len(set(_tokens(times)))
     assert 3 == len(set(_tokens([*times, None])))
+
+
+class Breaking(Executor):
+    """Takes some jobs, and then no more; notes how many are under way."""
+
+    def __init__(self, pool: Executor, most: int) -> None:
+        self.pool = pool
+        self.left = most
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("it broke")
+        return self.pool.submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_order_is_kept(processes: Executor, at_once: int) -> None:
+    """Also when an executor takes no more: the rest is given out as before."""
+    crew = Crew(Breaking(processes, 2), wait_for)
+    jobs = [Echo(number) for number in range(7)]
+    try:
+        found = [
+            (job.number, result)
+            for job, result in crew.in_order(iter(jobs), at_once=at_once)
+        ]
+        assert [(n, n) for n in range(7)] == found
+        plain = Crew(Breaking(processes, 2), wait_for)
+        try:
+            results = [n for _, n in plain.results(iter(jobs), at_once=1)]
+        finally:
+            plain.close()
+        assert list(range(7)) == results
+    finally:
+        crew.close()
