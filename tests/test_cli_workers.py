@@ -84,8 +84,9 @@ class TestParts:
         assert 100 == cities(sqlite_shop)
         assert 2 == load(sqlite_shop, source, *PARTS)
         assert "say --commit 'once'" in capsys.readouterr().err
-        assert 2 == load(sqlite_shop, source, "--commit", "part")
-        assert "with --workers or --dask" in capsys.readouterr().err
+        for options in (("--commit", "part"), ("--parts", "2"), ("--resume", "x")):
+            assert 2 == load(sqlite_shop, source, *options)
+            assert "with --workers or --dask" in capsys.readouterr().err
 
     def test_mapped_class(self, sqlite_shop: str, source: str) -> None:
         options = ("--into", "tests.fixtures.shop:City", "--workers", "2")

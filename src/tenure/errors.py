@@ -372,6 +372,7 @@ def wrap(error: exc.SQLAlchemyError) -> DatabaseError:
 # Between a caller and the database, these say nothing to the reader of a traceback.
 _OURS = str(Path(__file__).parent)
 _GENERATED = "<sqlalchemy generated"
+IN_WORKER = "in a worker: "  # before a place, in a note
 _MACHINERY = tuple(
     str(Path("sqlalchemy", *parts))
     for parts in (

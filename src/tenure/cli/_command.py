@@ -14,7 +14,7 @@ from typing import Any, cast
 from sqlalchemy.exc import SQLAlchemyError
 
 from tenure import LoadError, LoadReport, RejectedRowsError
-from tenure.errors import said
+from tenure.errors import IN_WORKER, said
 
 from ._load import Job
 from ._mistake import Mistake
@@ -29,9 +29,6 @@ _NAMED = (
     "commit|delimiter|encoding|errors|format|header|ignore|parts_table|path|resume|"
     "skip_rows"
 )
-
-#: What the note of an error says that came up in a worker, before the place.
-_IN_WORKER = "in a worker: "
 
 DONE, NOTHING, USAGE, IN_PART, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -59,11 +56,13 @@ class Command:
     ) -> int:
         """Load and print; give the exit code."""
         error = None
-        by_part = options["commit"] == "part" or options["resume"] is not None
+        needs_workers = options["commit"] == "part" or any(
+            options[name] is not None for name in ("parts", "resume")
+        )
         try:
             with (
                 interruptible() as interrupts,
-                executor(workers, dask, by_part=by_part) as shared,
+                executor(workers, dask, is_needed=needs_workers) as shared,
                 self._shown(),
             ):
                 job = Job(
@@ -128,9 +127,9 @@ class Command:
             return self._unfinished(), "; ".join([text, *(notes or [self._kept()])])
         place = place_of(error) or next(
             (
-                note.removeprefix(_IN_WORKER)
+                note.removeprefix(IN_WORKER)
                 for note in _notes(error)
-                if note.startswith(_IN_WORKER)
+                if note.startswith(IN_WORKER)
             ),
             None,
         )

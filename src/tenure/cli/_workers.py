@@ -20,18 +20,20 @@ CONNECT_SECONDS = 10
 
 
 @contextmanager
-def executor(workers: int | None, dask: str | None, *, by_part: bool) -> Iterator[Any]:
+def executor(
+    workers: int | None, dask: str | None, *, is_needed: bool
+) -> Iterator[Any]:
     """
     Return what runs the workers that are asked for, for the block; none if none are.
 
     Args:
-        by_part: Whether there have to be some.
+        is_needed: Whether there have to be some.
 
     Raises:
         Mistake: Both are asked for, or none where they are needed, or the cluster
             cannot be reached.
     """
-    if by_part and workers is None and dask is None:
+    if is_needed and workers is None and dask is None:
         raise Mistake("parts are loaded by workers; name them with --workers or --dask")
     if workers is not None and dask is not None:
         raise Mistake("--workers and --dask are two ways to share a load; name one")

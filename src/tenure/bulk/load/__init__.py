@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .layout import Layouts
     from .link import LoadMissing, is_kin, named_by
     from .loader import Commit, LoadOptions, Progress, Source, load
-    from .prepared import Validated, validated
+    from .prepared import Supply, Validated, validated
     from .report import LoadReport, PartReport, ReferenceCount, Reject, RejectsFile
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Reject",
     "RejectsFile",
     "Source",
+    "Supply",
     "Validated",
     "is_kin",
     "load",
@@ -36,7 +37,7 @@ __getattr__ = lazy(
         ".layout": ("Layouts",),
         ".link": ("LoadMissing", "is_kin", "named_by"),
         ".loader": ("Commit", "LoadOptions", "Progress", "Source", "load"),
-        ".prepared": ("Validated", "validated"),
+        ".prepared": ("Supply", "Validated", "validated"),
         ".report": (
             *("LoadReport", "PartReport", "ReferenceCount", "Reject"),
             "RejectsFile",

@@ -49,14 +49,13 @@ class Columns:
     Attributes:
         before: What a model does with a whole row before, if it does something; raises
             ``ValidationError``.
-        validate_row: Validates one row after that; as ``RowValidator.validate`` does.
+        validate_row: Validates one row after that, as ``RowValidator.validate`` does.
     """
 
     def __init__(self, fields: Fields) -> None:
         self.before = fields.before_all
-        self.validate_row: Callable[[Any], Any] | None = None
-        if self.before is not None:
-            self.validate_row = replace(fields, before=()).validator().validate_python
+        rest = replace(fields, before=())
+        self.validate_row: Callable[[Any], Any] = rest.validator().validate_python
         self._columns = [_Column(name, field, fields.config) for name, field in fields]
         self._known = {column.source for column in self._columns}
         extra = fields.schema.get("extra_behavior") or fields.config.get(

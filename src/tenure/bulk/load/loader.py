@@ -32,7 +32,7 @@ from .failure import explain, undo
 from .layout import Layouts, Rows
 from .link import Linker, LoadMissing, is_kin, named_by
 from .order import InOrder
-from .prepared import Ahead, Prepared, received
+from .prepared import Ahead, Prepared, Supply, received
 from .report import Clock, LoadReport, Rejects, RejectsFile
 from .savepoints import Attempts, RefusingWriter
 from .validate import Checker, RowValidator
@@ -176,7 +176,7 @@ class _Loader:
         self.session = session
         self.records = records
         #: Whether others read and validate the source.
-        self.is_elsewhere = hasattr(records, "take_validated")
+        self.is_elsewhere = isinstance(records, Supply)
         self.options = options
         on_conflict = options.on_conflict
         self.commits_batches = options.commit == "batch" and not options.dry_run

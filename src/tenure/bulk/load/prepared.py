@@ -7,11 +7,13 @@ the records: one that the rejects file needs is read again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 from ...references import Registry
 from ..read import Record, Records
@@ -78,7 +80,7 @@ class ValidRows:
 
     layout: tuple[frozenset[str], frozenset[str]]
     lines: list[int]
-    fields: list[list[Any]]
+    fields: Sequence[Sequence[Any]]
 
 
 @dataclass(slots=True)
@@ -87,7 +89,8 @@ class Validated:
 
     lines: list[int]
     rows: list[ValidRows]
-    #: In the order of their lines: the line, field, reason and message of rejected rows, and what else is wrong.
+    #: Rejected rows in the order of their lines: the line, field, reason and message,
+    #: and what else is wrong.
     rejected: list[tuple[int, str, str, str, tuple[Problem, ...]]]
     #: The first row that gives nothing the model knows.
     first_empty: int | None = None
@@ -113,26 +116,21 @@ class Validated:
 
     def joined(self, others: Iterable[Validated]) -> Validated:
         """Return these records, and those of *others* after them."""
-        lines, rejected = list(self.lines), list(self.rejected)
-        rows = {
-            each.layout: ValidRows(
-                each.layout, list(each.lines), list(map(list, each.fields))
-            )
-            for each in self.rows
-        }
-        first_empty = self.first_empty
-        for other in others:
-            lines += other.lines
-            rejected += other.rejected
-            first_empty = other.first_empty if first_empty is None else first_empty
-            for each in other.rows:
-                mine = rows.setdefault(
-                    each.layout, ValidRows(each.layout, [], [[] for _ in each.fields])
-                )
-                mine.lines += each.lines
-                for values, more in zip(mine.fields, each.fields, strict=True):
+        lines: list[int] = []
+        rejected: list[Any] = []
+        rows: dict[Any, tuple[list[int], list[list[Any]]]] = {}
+        first_empty = None
+        for some in chain([self], others):
+            lines += some.lines
+            rejected += some.rejected
+            first_empty = some.first_empty if first_empty is None else first_empty
+            for each in some.rows:
+                mine = rows.setdefault(each.layout, ([], [[] for _ in each.fields]))
+                mine[0].extend(each.lines)
+                for values, more in zip(mine[1], each.fields, strict=True):
                     values.extend(more)
-        return Validated(lines, list(rows.values()), rejected, first_empty)
+        joined = [ValidRows(layout, *mine) for layout, mine in rows.items()]
+        return Validated(lines, joined, rejected, first_empty)
 
 
 def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validated]:
@@ -153,7 +151,7 @@ def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validat
                     lines
                     if len(batch) == len(lines)
                     else [line for line, _ in batch.records],
-                    [list(sendable(values)) for values in batch.fields],
+                    list(map(sendable, batch.fields)),
                 )
                 for batch in batches
             ]
@@ -165,7 +163,7 @@ def validated(records: Records, layouts: Layouts, size: int) -> Iterator[Validat
         )
 
 
-class Supply(Protocol):
+class Supply(ABC):
     """
     A source that others read and validate; beside that, it is as ``Records``.
 
@@ -173,8 +171,10 @@ class Supply(Protocol):
         position: How far it has been taken.
     """
 
+    is_async = False
     position: int
 
+    @abstractmethod
     def take_validated(
         self, size: int
     ) -> tuple[Validated, Callable[[int], Any]] | None:

@@ -173,9 +173,13 @@ class Checker:
         columns = self.columns
         if columns is not None and columns.before is not None:
             if not self.json:
-                return self._changed_before(columns, records, self._named_rows(rows))
+                changed = self._validated(
+                    records, self._named_rows(rows), columns.before
+                )
+                return self._of_changed(columns, changed)
             records, rows, others = self._objects(records)
-            batches = self._changed_before(columns, records, rows)
+            changed = self._validated(records, rows, columns.before)
+            batches = self._of_changed(columns, changed)
             return [
                 *self._with_known_names(batches, records, rows),
                 # A line that is no object is given to the model as it is.
@@ -196,13 +200,10 @@ class Checker:
             return self._by_row(valid)
         return self._checked(records, checked)
 
-    def _changed_before(
-        self, columns: Columns, records: Sequence[Record], rows: Sequence[Any]
+    def _of_changed(
+        self, columns: Columns, changed: Sequence[tuple[Record, Any]]
     ) -> list[Rows]:
-        """Return the same of a model that does something with whole rows before."""
-        assert columns.before is not None
-        assert columns.validate_row is not None
-        changed = self._validated(records, rows, columns.before)
+        """Return the same of what a model has made of whole rows before."""
         kept = [record for record, _ in changed]
         rows = [row for _, row in changed]
         checked = columns.validate(rows) if rows else None

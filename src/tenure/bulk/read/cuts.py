@@ -21,10 +21,15 @@ from .sources import Records
 
 
 def cut(
-    source: Any, options: ReadOptions, *, accepted: Accepted = ANYTHING, size: int
+    source: Any,
+    options: ReadOptions,
+    *,
+    accepted: Accepted = ANYTHING,
+    size: int,
+    count: int | None = None,
 ) -> Parts:
     """
-    Cut a source of files into parts of about *size* bytes as stored.
+    Cut a source of files into parts of about *size* bytes as stored, or into *count*.
 
     :class:`Records` of all parts, one after the other, are those of the source: the
     same rows, and the same lines. A part is as long as it has to be for that. Each
@@ -36,7 +41,7 @@ def cut(
             it, or it is a single file, larger than *size*, that has to be read in one
             go.
     """
-    return Parts(source, options, accepted=accepted, size=size)
+    return Parts(source, options, accepted=accepted, size=size, count=count)
 
 
 class Parts:
@@ -56,16 +61,24 @@ class Parts:
     """
 
     def __init__(
-        self, source: Any, options: ReadOptions, *, accepted: Accepted, size: int
+        self,
+        source: Any,
+        options: ReadOptions,
+        *,
+        accepted: Accepted,
+        size: int,
+        count: int | None,
     ) -> None:
         if size < 1:
             raise LoadError(f"the size of a part is 1 byte or more, not {size}")
         if paths_in(source) is None:
             _refuse(source, options)
         self._options = options
-        self.size = size
         self._count = 0
         self._records = Records(source, options, accepted=accepted)
+        self.size = size
+        if count is not None:
+            self.size = max(1, -(-self._records.total // count))
         try:
             self._check(self._records.files)
         except BaseException:

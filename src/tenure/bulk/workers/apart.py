@@ -25,8 +25,8 @@ from ..load import (
 from ..read import Part, Parts
 from .checks import check_database, check_session
 from .crew import Crew, pickled
-from .done import Done, DonePart, place_of
-from .jobs import Access, Into, Loaded, LoadPart
+from .done import Done, Loaded, place_of
+from .jobs import Access, Into, LoadPart, for_workers
 from .reports import add
 
 E = TypeVar("E", bound=BaseException)
@@ -54,7 +54,7 @@ class Apart:
     ) -> None:
         self._into = into
         self._options = options
-        self.layouts = into.layouts
+        self.layouts = into.layouts(options)
         self._mapper = self.layouts.mapper
         self._named = named_by(self._mapper, self.layouts.into.model_fields)
         binds = {
@@ -71,7 +71,6 @@ class Apart:
             into=self._mapper.class_.__name__, load_id=load_id, resume=None
         )
         self._started = perf_counter()
-        self._earlier: dict[int, DonePart] = {}
         self._loaded: dict[int, Loaded] = {}
         self._parts: dict[int, Part] = {}
 
@@ -115,26 +114,22 @@ class Apart:
         done, about = self._done, self._about(parts)
         self.report.bytes_total = parts.total
         if self._resumes:
-            self._earlier = done.go_on(self._engine, about)
-            for number, part in self._earlier.items():
-                self._loaded[number] = Loaded(part.report, part.rejects)
+            self._loaded = done.go_on(self._engine, about)
         else:
-            # Before there is something that could be gone on with.
+            # Before there is something to go on with.
             pickled((self._into, self._access, self._done), "what a part needs")
             done.begin(self._engine, about)
         # Not before it is known that there is something to go on with.
         file.open()
-        for earlier in self._loaded.values():
-            file.write_all(earlier.rejects)
+        for number, loaded in self._loaded.items():
+            self._loaded[number] = _written(file, loaded)
         try:
             self._add_up()
             # Of rows with one key the last has to stay, or the first: in their order.
             in_order = self._options.on_conflict != "raise"
             at_once = 1 if in_order else _AT_ONCE
             for job, loaded in crew.results(self._jobs(parts), at_once=at_once):
-                file.write_all(loaded.rejects)
-                # They may be many.
-                self._loaded[job.number] = replace(loaded, rejects="")
+                self._loaded[job.number] = _written(file, loaded)
                 self._add(job.part, loaded)
                 self._tell(between)
             self._add_up()
@@ -176,22 +171,20 @@ class Apart:
         }
 
     def _jobs(self, parts: Parts) -> Iterator[LoadPart]:
-        options = replace(
-            self._options, commit="once", progress=None, rejects=None, start=1
-        )
+        options = for_workers(self._options)
         for part in parts:
             self._parts[part.number] = part
-            earlier = self._earlier.get(part.number)
-            if earlier is not None and earlier.place != place_of(part):
+            earlier = self._loaded.get(part.number)
+            if earlier is None:
+                yield LoadPart(part, self._into, options, self._access, self._done)
+                continue
+            if earlier.place != place_of(part):
                 raise LoadError(
                     f"the load {self._done.load_id!r} cannot go on: its part "
                     f"{part.number} was {earlier.place} and is {place_of(part)}, so the "
-                    f"source has changed"
+                    f"source has changed; load it anew"
                 )
-            if earlier is not None:
-                self._add(part, self._loaded[part.number])
-            else:
-                yield LoadPart(part, self._into, options, self._access, self._done)
+            self._add(part, earlier)
 
     def _add_up(self) -> None:
         """Add up what is done, in the order of the source."""
@@ -240,19 +233,24 @@ class Apart:
         crew.close()
         # Some may have committed since somebody listened.
         with suppress(SQLAlchemyError):
-            for number, part in self._done.committed(self._engine).items():
+            for number, loaded in self._done.committed(self._engine).items():
                 if number not in self._loaded:
-                    self._loaded[number] = Loaded(part.report, part.rejects)
-                    file.write_all(part.rejects)
+                    self._loaded[number] = _written(file, loaded)
         self._add_up()
 
     def _explained(self, error: E) -> E:
         """Say in *error* what is done, and how to go on."""
         ready = sum(part.done for part in self.report.parts)
         error.add_note(
-            f"load: {ready} parts of {self.report.load_id} are committed; to load the "
-            f"others say resume={self.report.load_id!r}, or resume= with the report"
+            f"load: {ready} parts are committed; resume={self.report.load_id!r}, or "
+            f"resume= with the report, loads the others of the same source"
         )
         with suppress(AttributeError):
             error.report = self.report  # type: ignore[attr-defined]  # as of any load
         return error
+
+
+def _written(file: RejectsFile, loaded: Loaded) -> Loaded:
+    """Write the rejected rows of a part, and return it without them: they may be many."""
+    file.write_all(loaded.rejects)
+    return replace(loaded, rejects="")

@@ -63,7 +63,6 @@ def check_database(binds: Collection[Engine | Connection]) -> None:
             f"the engine has a listener for {', '.join(listened)}, which workers do not "
             f"have; say it by engine_options, or say commit='once'"
         )
-
     with engine.connect() as connection:
         if is_autocommit(connection):
             raise LoadError(

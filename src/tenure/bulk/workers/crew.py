@@ -23,7 +23,7 @@ from weakref import WeakSet
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from ...errors import LoadError, TenureError, said
+from ...errors import IN_WORKER, LoadError, TenureError, said
 
 
 class Job(Protocol):
@@ -118,7 +118,7 @@ def _sendable(error: Exception) -> Exception:
     places = [frame for frame, _ in walk_tb(error.__traceback__)]
     if not isinstance(error, (TenureError, SQLAlchemyError, OSError)) and places:
         code = places[-1].f_code
-        error.add_note(f"in a worker: {code.co_filename}:{places[-1].f_lineno}")
+        error.add_note(f"{IN_WORKER}{code.co_filename}:{places[-1].f_lineno}")
     error = error.with_traceback(None)
     error.__cause__ = error.__context__ = None
     with suppress(Exception):
@@ -203,7 +203,7 @@ class Crew:
                 if job is None:
                     left = None
                 else:
-                    self._give(_Given(job, _pickled(job)))
+                    self._give(_Given(job, pickled(job, job.name)))
             if not self._waiting and not self._lost:
                 break
             if self._waiting:
@@ -267,7 +267,7 @@ class Crew:
     def _replace(self) -> None:
         if self._own is not None:
             self._own.shutdown(wait=False, cancel_futures=True)
-        self._own = self._executor = processes(None)
+        self._own = self._executor = _processes()
 
     def close(self) -> None:
         """Give up what is not begun, and wait for what is."""
@@ -281,14 +281,10 @@ class Crew:
                 self._own.shutdown(wait=False, cancel_futures=True)
 
 
-def processes(count: int | None) -> ProcessPoolExecutor:
-    """Return *count* processes of this machine, as many as it has cores if ``None``."""
+def _processes() -> ProcessPoolExecutor:
+    """Return processes of this machine, as many as it has cores."""
     # A fork would take locks and connections along.
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
-
-
-def _pickled(job: Job) -> bytes:
-    return pickled(job, job.name)
+    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
 
 
 def pickled(value: Any, name: str) -> bytes:

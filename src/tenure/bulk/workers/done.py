@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     Column,
@@ -39,12 +39,20 @@ _WANTED = "wanted"
 _GIVEN_UP = "given up"
 
 
-class DonePart(NamedTuple):
-    """What a part gave that is done: its report, its rejected rows, where it is."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """
+    What a part gave: its report, and lines for the rejects file.
+
+    Attributes:
+        is_done: Whether it is committed; else too many of its rows were rejected.
+        place: Where it is in its source, if it was noted.
+    """
 
     report: LoadReport
     rejects: str
-    place: str
+    is_done: bool = True
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,12 +110,17 @@ class Done:
     def _make_table(self, engine: Engine) -> None:
         try:
             self.table.create(engine, checkfirst=True)
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
             # Another load may have been faster.
-            if not inspect(engine).has_table(self.table.name, schema=self.table.schema):
+            table = self.table
+            if not inspect(engine).has_table(table.name, schema=table.schema):
+                error.add_note(
+                    f"load: the table {self.table_name!r}, which says what parts are "
+                    f"done, cannot be made; say parts_table= to name another"
+                )
                 raise
 
-    def go_on(self, engine: Engine, about: dict[str, Any]) -> dict[int, DonePart]:
+    def go_on(self, engine: Engine, about: dict[str, Any]) -> dict[int, Loaded]:
         """
         Go on with a load that was cut short; return what each part that is done gave.
 
@@ -135,7 +148,7 @@ class Done:
             connection.execute(self._of_load().values(rejects=_WANTED))
         return _read(rows)
 
-    def committed(self, engine: Engine) -> dict[int, DonePart]:
+    def committed(self, engine: Engine) -> dict[int, Loaded]:
         """Return what each part that is done gave."""
         with engine.begin() as connection:
             rows = self._rows(connection)
@@ -181,7 +194,7 @@ class Done:
     def _row(self, number: int) -> dict[str, Any]:
         return {"load_id": self.load_id, "part": number, "piece": 0}
 
-    def found(self, session: Session, number: int) -> DonePart | None:
+    def found(self, session: Session, number: int) -> Loaded | None:
         """Return what a part that is done gave."""
         return _read(self._rows(session, number)).get(number)
 
@@ -218,9 +231,9 @@ class Done:
         return bool(state == _WANTED)
 
 
-def _read(rows: dict[int, Any]) -> dict[int, DonePart]:
+def _read(rows: dict[int, Any]) -> dict[int, Loaded]:
     return {
-        number: DonePart(report_of(row.report), "".join(pieces), row.place)
+        number: Loaded(report_of(row.report), "".join(pieces), place=row.place)
         for number, (row, pieces) in rows.items()
         if row.report is not None
     }

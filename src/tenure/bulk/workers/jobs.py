@@ -22,9 +22,9 @@ from ...errors import LoadError, RejectedRowsError, wrap
 from ...mapping import mapper_of
 from ...models import entity_of, made_of, spec_of
 from ..load import Layouts, LoadOptions, LoadReport, Validated, load, validated
-from ..read import Part, ReadOptions, Records
+from ..read import Part, Records
 from .checks import class_of
-from .done import Done
+from .done import Done, Loaded
 
 #: Options of pools: a worker has one connection, and sometimes another for a moment.
 _OF_POOLS = ("pool", "max_overflow")
@@ -40,36 +40,21 @@ class Into:
 
     given: type[Any]
     dialect: str
-    on_conflict: Any
-    update_fields: tuple[str, ...] | None
 
     @classmethod
-    def of(cls, session: Session, given: type[Any], options: LoadOptions) -> Into:
-        """Return what a load with some options goes into."""
+    def of(cls, session: Session, given: type[Any]) -> Into:
+        """Return what a load goes into."""
         entity = entity_of(_spec(given))
         bind = session.get_bind(mapper_of(entity), clause=insert(entity))
-        fields = options.update_fields
-        return cls(
-            # No module has what spec_of() has made.
-            made_of(given) or given,
-            bind.dialect.name,
-            options.on_conflict,
-            None if fields is None else tuple(fields),
-        )
+        # No module has what spec_of() has made.
+        return cls(made_of(given) or given, bind.dialect.name)
 
-    @property
-    def layouts(self) -> Layouts:
-        """What it has to do with its mapped class."""
+    def layouts(self, options: LoadOptions) -> Layouts:
+        """Return what it has to do with its mapped class."""
         model = _spec(self.given)
         mapper = mapper_of(entity_of(model))
-        return Layouts(
-            model, mapper, self.on_conflict, self.dialect, self.update_fields
-        )
-
-    @property
-    def needs(self) -> str:
-        """What a worker has to be able to import."""
-        return f"the module {self.given.__module__!r}"
+        fields = options.update_fields
+        return Layouts(model, mapper, options.on_conflict, self.dialect, fields)
 
 
 def _spec(given: type[Any]) -> type[BaseModel]:
@@ -77,21 +62,18 @@ def _spec(given: type[Any]) -> type[BaseModel]:
     return given if is_model else spec_of(given)
 
 
-def name_of(part: Part) -> str:
-    """Return a part as messages name it."""
-    where = f" of {part.file.name!r}"
-    return f"part {part.number} ({part.size:,} bytes after line {part.lines}{where})"
+def for_workers(options: LoadOptions) -> LoadOptions:
+    """Return the options of a load without what stays with the caller."""
+    return replace(options, commit="once", progress=None, rejects=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Validate:
-    """Read and validate a part."""
+class _OfPart:
+    """What is done with a part, which messages call it by."""
 
     part: Part
     into: Into
-    reading: ReadOptions
-    batch_size: int
-    start: int
+    options: LoadOptions
 
     @property
     def number(self) -> int:
@@ -101,20 +83,28 @@ class Validate:
     @property
     def name(self) -> str:
         """The part, as messages name it."""
-        return name_of(self.part)
+        part = self.part
+        where = f"{part.size:,} bytes after line {part.lines} of {part.file.name!r}"
+        return f"part {part.number} ({where})"
 
     @property
     def needs(self) -> str:
         """What a worker has to be able to import."""
-        return self.into.needs
+        return f"the module {self.into.given.__module__!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Validate(_OfPart):
+    """Read and validate a part."""
 
     def __call__(self) -> Validated | None:
         """Return its records; ``None``: it has none."""
-        layouts = self.into.layouts
+        options = self.options
+        layouts = self.into.layouts(options)
         with Records(
-            self.part, self.reading, accepted=layouts.accepted, start=self.start
+            self.part, options.reading, accepted=layouts.accepted, start=options.start
         ) as records:
-            batches = validated(records, layouts, self.batch_size)
+            batches = validated(records, layouts, options.batch_size)
             first = next(batches, None)
             return None if first is None else first.joined(batches)
 
@@ -140,7 +130,9 @@ class Access:
     @classmethod
     def to(cls, session: Session, engine: Engine) -> Access:
         """Return how a worker reaches the database of a session."""
-        recipe = dict(recipe_of(engine) or {})
+        known = recipe_of(engine)
+        assert known is not None, "check_database() refuses other engines"
+        recipe = dict(known)
         for name in ("engine_options", "async_engine_options"):
             recipe[name] = {
                 key: value
@@ -178,20 +170,6 @@ class Access:
             await manager.adispose()
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """
-    What a worker has done with a part: its report, and lines for the rejects file.
-
-    Attributes:
-        is_done: Whether it is committed; else too many of its rows were rejected.
-    """
-
-    report: LoadReport
-    rejects: str
-    is_done: bool = True
-
-
 def _is_by_chance(error: BaseException | None) -> bool:
     """Whether an error, or what it came up after, may not come again."""
     while error is not None:
@@ -202,29 +180,11 @@ def _is_by_chance(error: BaseException | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadPart:
+class LoadPart(_OfPart):
     """Load a part and commit it, unless that has been done."""
 
-    part: Part
-    into: Into
-    options: LoadOptions
     access: Access
     done: Done
-
-    @property
-    def number(self) -> int:
-        """The number of the part."""
-        return self.part.number
-
-    @property
-    def name(self) -> str:
-        """The part, as messages name it."""
-        return name_of(self.part)
-
-    @property
-    def needs(self) -> str:
-        """What a worker has to be able to import."""
-        return f"{self.into.needs}, a way to the database"
 
     def __call__(self) -> Loaded:
         """
@@ -248,12 +208,15 @@ class LoadPart:
         try:
             # Whoever else is at this part ends first: the key is unique.
             session.execute(insert(done.table).values(done.begun(self.part)))
-        except IntegrityError:
+        except IntegrityError as error:
             session.rollback()
             found = done.found(session, number)
             if found is None:
-                raise
-            return Loaded(found.report, found.rejects)
+                raise LoadError(
+                    f"{self.name}: somebody else has gone on with the load "
+                    f"{done.load_id!r}, and it is complete"
+                ) from error
+            return found
         rejects = io.StringIO()
         asked = monotonic()
 
@@ -286,4 +249,7 @@ class LoadPart:
         """Ask on another connection: a transaction may see what was at its beginning."""
         with session.get_bind().engine.connect() as connection:
             if not self.done.is_wanted(connection):
-                raise LoadError(f"{self.name}: the load has been given up")
+                raise LoadError(
+                    f"{self.name}: the load {self.done.load_id!r} has been given up, or "
+                    f"the table {self.done.table_name!r} that a worker finds is another"
+                )

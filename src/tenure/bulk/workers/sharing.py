@@ -22,16 +22,17 @@ from ..load import (
     LoadOptions,
     LoadReport,
     RejectsFile,
+    Supply,
     Validated,
     load,
 )
 from ..read import Accepted, Parts, Records, cut
 from .apart import Apart
 from .crew import Crew, Waits
-from .jobs import Into, Validate
+from .jobs import Into, Validate, for_workers
 
-#: How many parts are under way, or validated and not written, where that is not more
-#: than the cores of this machine can do.
+#: How many parts may be under way, or validated and not written: so many, or two for
+#: each core of this machine if that is more.
 MOST_PARTS = 16
 #: Bytes of a part, where nothing is said: some batches.
 PART_BYTES = 4_000_000
@@ -88,7 +89,7 @@ def load_shared(
         between: Called after each batch, with what ``progress`` returned.
     """
     options.check_progress(is_async=between is not None)
-    model = Into.of(session, into, options)
+    model = Into.of(session, into)
     crew = Crew(sharing.executor, sharing.waits)
     try:
         if options.commit == "part":
@@ -124,11 +125,8 @@ def opened(
     source: Any, options: LoadOptions, sharing: Sharing, size: int, layouts: Layouts
 ) -> Parts:
     """Cut a source, into as many parts as are wanted or of *size* bytes."""
-    accepted, reading = layouts.accepted, options.reading
-    if sharing.parts is not None:
-        with Records(source, reading, accepted=accepted) as records:
-            size = max(1, -(-records.total // sharing.parts))
-    return cut(source, reading, accepted=accepted, size=size)
+    accepted, count = layouts.accepted, sharing.parts
+    return cut(source, options.reading, accepted=accepted, size=size, count=count)
 
 
 @contextmanager
@@ -144,10 +142,8 @@ def _supplied(
         yield _Supply(parts, into, options, crew, layouts.accepted)
 
 
-class _Supply:
+class _Supply(Supply):
     """The batches of a source, in its order, as workers validate them."""
-
-    is_async = False
 
     def __init__(
         self,
@@ -157,7 +153,7 @@ class _Supply:
         crew: Crew,
         accepted: Accepted,
     ) -> None:
-        self._options = options
+        self._reading = options.reading
         self._accepted = accepted
         self.header = parts.header
         self.json = parts.json
@@ -167,16 +163,11 @@ class _Supply:
         self.guesses = parts.guesses
         self.place = parts.place
         self.named = parts.named
-        #: How far it has been taken.
         self.position = 0
-        jobs: Iterator[Any] = (
-            Validate(
-                part, into, options.reading, options.batch_size, start=options.start
-            )
-            for part in parts
-        )
+        sent = for_workers(options)
+        jobs = (Validate(part, into, sent) for part in parts)
         # What is done and waits is in memory.
-        at_once = max(2 * (os.cpu_count() or 1) + 2, MOST_PARTS)
+        at_once = max(2 * (os.cpu_count() or 1), MOST_PARTS)
         self._results = crew.in_order(jobs, at_once=at_once)
         #: What was taken of the workers, and what reads its rows again.
         self._taken: Validated | None = None
@@ -213,9 +204,7 @@ class _Supply:
             self.position += job.part.size
             if batch is None:
                 continue
-            opening = partial(
-                Records, job.part, self._options.reading, accepted=self._accepted
-            )
+            opening = partial(Records, job.part, self._reading, accepted=self._accepted)
             self._again.append(Reread(opening, batch.lines[-1]))
             pieces.append(batch)
             count += len(batch)

@@ -195,7 +195,4 @@ def one_zone(values: Sequence[Any]) -> bool:
 
     When clocks go back, an hour comes twice, and equal times of it differ by ``fold``.
     """
-    if len(set(map(_ZONE, filter(None, values)))) > 1:
-        return False
-    is_twice = any(map(_FOLD, filter(None, values)))
-    return not is_twice or len(set(map(_FOLD, filter(None, values)))) < 2
+    return all(len(set(map(of, filter(None, values)))) < 2 for of in (_ZONE, _FOLD))
